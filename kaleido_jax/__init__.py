@@ -1,0 +1,1 @@
+"""Subject-to-video generation in JAX."""
