@@ -1,0 +1,147 @@
+"""The latent cache: samples that went through the VAE once, kept as float16 shards that are memory-mapped.
+
+On a CPU the VAE's encoder costs more than a training step of the miniature's transformer, so samples are encoded before
+training and read many times. A shard is three files: `video-NNNNN.npy` [samples, frames, height, width, channels],
+`references-NNNNN.npy` [samples, slots, height, width, channels] (slots a sample does not use hold zeros), and
+`index-NNNNN.json`, written last: a shard without it does not exist, which makes writing resumable.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kaleido_jax.errors import InputError, StorageError
+
+DESCRIPTION = "cache.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One cached sample. `subjects[i]` says which subject of the video reference i shows."""
+
+    video: np.ndarray  # float16 [frames, height, width, channels]
+    references: np.ndarray  # float16 [count, height, width, channels]
+    subjects: tuple[int, ...]
+    prompt: str
+    seed: int  # of the world's sample, to render it again
+
+
+class LatentCache:
+    """Reads the samples of one split. Raises InputError when the folder holds fewer than `samples`."""
+
+    def __init__(self, folder: str | Path, samples: int) -> None:
+        self.folder = Path(folder)
+        self._shards: list[tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]] = []
+        self._rows: list[tuple[int, int]] = []
+        for index in sorted(self.folder.glob("index-*.json")):
+            number = index.stem.removeprefix("index-")
+            entries = json.loads(index.read_text())
+            video = np.load(self.folder / f"video-{number}.npy", mmap_mode="r", allow_pickle=False)
+            references = np.load(self.folder / f"references-{number}.npy", mmap_mode="r", allow_pickle=False)
+            if len(video) != len(entries) or len(references) != len(entries):
+                raise InputError(f"{index} lists {len(entries)} samples but its arrays hold {len(video)}")
+            self._rows += [(len(self._shards), row) for row in range(len(entries))]
+            self._shards.append((video, references, entries))
+        if len(self._rows) < samples:
+            raise InputError(f"{self.folder} holds {len(self._rows)} samples, fewer than the {samples} asked for")
+        self._rows = self._rows[:samples]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        shard, row = self._rows[index]
+        video, references, entries = self._shards[shard]
+        entry = entries[row]
+        count = len(entry["subjects"])
+        return Sample(
+            video=video[row],
+            references=references[row, :count],
+            subjects=tuple(entry["subjects"]),
+            prompt=entry["prompt"],
+            seed=entry["seed"],
+        )
+
+    def reference_counts(self) -> np.ndarray:
+        """int32 [samples]: how many references each sample has."""
+        counts = [len(self._shards[shard][2][row]["subjects"]) for shard, row in self._rows]
+        return np.asarray(counts, np.int32)
+
+
+def write_cache(
+    folder: str | Path,
+    *,
+    samples: int,
+    render: Callable[[int], Any],
+    encode_videos: Callable[[np.ndarray], np.ndarray],
+    encode_pictures: Callable[[np.ndarray], np.ndarray],
+    fingerprint: str,
+    slots: int,
+    shard_size: int = 128,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Encode samples 0 .. `samples` - 1 that the folder does not hold yet.
+
+    Args:
+        folder: of one split; made if it is missing.
+        samples: rounded up to whole shards.
+        render: sample seed -> an object with video uint8 [f, h, w, 3], references [(uint8 [h, w, 3], subject)], prompt.
+        encode_videos: uint8 [n, f, h, w, 3] -> latents [n, f', h', w', c].
+        encode_pictures: uint8 [n, h, w, 3] -> latents [n, h', w', c].
+        fingerprint: of the encoder and the data; a folder written with another one is refused with StorageError.
+        slots: references a sample may have.
+        progress: called with (samples done, samples in all) after every shard.
+        stop: asked before every shard; True ends early, with every shard written so far whole.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    description = {"fingerprint": fingerprint, "slots": slots, "shard_size": shard_size}
+    path = folder / DESCRIPTION
+    if path.is_file() and (found := json.loads(path.read_text())) != description:
+        raise StorageError(f"{folder} was written with {found}, but this run needs {description}; use another folder")
+    path.write_text(json.dumps(description))
+    for start in range(0, samples, shard_size):
+        number = f"{start // shard_size:05d}"
+        if (folder / f"index-{number}.json").is_file():
+            continue
+        if stop():
+            return
+        rendered = [render(seed) for seed in range(start, start + shard_size)]
+        _write_shard(folder, number, start, rendered, encode_videos, encode_pictures, slots)
+        progress(start + shard_size, samples)
+
+
+def _write_shard(
+    folder: Path,
+    number: str,
+    start: int,
+    rendered: Sequence[Any],
+    encode_videos: Callable[[np.ndarray], np.ndarray],
+    encode_pictures: Callable[[np.ndarray], np.ndarray],
+    slots: int,
+) -> None:
+    videos = np.asarray(encode_videos(np.stack([sample.video for sample in rendered])), np.float16)
+    pictures = [picture for sample in rendered for picture, _ in sample.references]
+    encoded = np.asarray(encode_pictures(np.stack(pictures)), np.float16)
+    references = np.zeros((len(rendered), slots, *encoded.shape[1:]), np.float16)
+    position = 0
+    for row, sample in enumerate(rendered):
+        count = len(sample.references)
+        if count > slots:
+            raise InputError(f"sample {start + row} has {count} references, more than the {slots} that are cached")
+        references[row, :count] = encoded[position : position + count]
+        position += count
+    np.save(folder / f"video-{number}.npy", videos)
+    np.save(folder / f"references-{number}.npy", references)
+    entries = [
+        {"seed": start + row, "prompt": sample.prompt, "subjects": [int(s) for _, s in sample.references]}
+        for row, sample in enumerate(rendered)
+    ]
+    temporary = folder / f"index-{number}.tmp"
+    temporary.write_text(json.dumps(entries))
+    temporary.replace(folder / f"index-{number}.json")

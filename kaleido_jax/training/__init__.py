@@ -1,0 +1,1 @@
+"""Training: the experiment's fields, the state, one step, the loop around it, and its checkpoints."""

@@ -1,0 +1,187 @@
+"""Checkpoints that are either whole or not there: orbax for the arrays, our own manifest for the truth.
+
+orbax restores arrays with flipped bits without a word, so every file's size and SHA-256 stand in `manifest.json`, which
+is written last and checked before anything is read. A checkpoint is a folder named after its step; until its manifest
+is on disk it has a name that nothing lists.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from kaleido_jax.errors import StorageError
+
+MANIFEST = "manifest.json"
+METADATA = "metadata.json"
+ARRAYS = "arrays"
+PARTIAL = ".partial"
+
+
+class Checkpoints:
+    """The checkpoints of one run, in one folder."""
+
+    def __init__(self, folder: str | Path, *, keep: int = 2) -> None:
+        if keep < 1:
+            raise ValueError(f"checkpoint.keep must be at least 1, got {keep}")
+        self.folder = Path(folder).absolute()
+        self.keep = keep
+
+    def steps(self) -> list[int]:
+        """Steps that have a manifest, oldest first. Reads the disk each time."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit() and (p / MANIFEST).is_file())
+
+    def save(self, step: int, state: Any, metadata: Mapping[str, Any]) -> None:
+        """Write the pytree of arrays and the JSON metadata, then the manifest; drop all but the newest `keep`.
+
+        Raises StorageError when it could not be written; checkpoints written before stay as they were.
+        """
+        final = self.folder / f"{step:08d}"
+        if (final / MANIFEST).is_file():
+            return
+        partial = self.folder / f"{step:08d}{PARTIAL}"
+        try:
+            self._clean(final, partial)
+            partial.mkdir(parents=True)
+            with ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save(partial / ARRAYS, _flat(state))
+                checkpointer.wait_until_finished()
+            (partial / METADATA).write_text(json.dumps(dict(metadata), indent=1))
+            _write_manifest(partial, step)
+            partial.rename(final)
+            _sync(self.folder)
+        except (OSError, ValueError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise StorageError(f"the checkpoint of step {step} could not be written to {self.folder}: {error}") from error
+        for old in self.steps()[: -self.keep]:
+            self._clean(self.folder / f"{old:08d}")
+
+    def restore(self, target: Any, step: int | None = None) -> tuple[int, Any, dict[str, Any]] | None:
+        """(step, state shaped and placed like `target`, metadata) of one step, or of the newest that verifies.
+
+        Without `step`, a damaged checkpoint is set aside with a warning and the one before it is tried; None means that
+        the folder never held one. Raises StorageError when a given step is missing or damaged, or when all are.
+        """
+        if step is not None:
+            return self._read(step, target)
+        steps = self.steps()
+        for candidate in reversed(steps):
+            try:
+                return self._read(candidate, target)
+            except DamagedCheckpoint as error:
+                bad = self.folder / f"{candidate:08d}"
+                bad.rename(bad.with_name(bad.name + ".corrupt"))
+                warnings.warn(f"{error}; it was set aside as {bad.name}.corrupt", stacklevel=2)
+        if steps:
+            raise StorageError(f"none of the {len(steps)} checkpoints in {self.folder} can be read")
+        return None
+
+    def _read(self, step: int, target: Any) -> tuple[int, Any, dict[str, Any]]:
+        folder = self.folder / f"{step:08d}"
+        verify(folder, step)
+        metadata = json.loads((folder / METADATA).read_text())
+        wanted = _flat(target)
+        abstract = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in wanted.items()}
+        with ocp.StandardCheckpointer() as checkpointer:
+            saved = dict(checkpointer.metadata(folder / ARRAYS).item_metadata)
+            _compare(folder, saved, abstract)
+            arrays = checkpointer.restore(folder / ARRAYS, abstract)
+        leaves = [arrays[name] for name in wanted]
+        return step, jax.tree.unflatten(jax.tree.structure(target), leaves), metadata
+
+    def _clean(self, *folders: Path) -> None:
+        """Remove folders; the manifest goes first, so that a half-removed checkpoint is not listed."""
+        for folder in folders:
+            (folder / MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+class DamagedCheckpoint(StorageError):
+    """A checkpoint's files are not those that its manifest lists."""
+
+
+def verify(folder: Path, step: int) -> None:
+    """Raise DamagedCheckpoint unless every file of the checkpoint has the size and SHA-256 of its manifest."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise DamagedCheckpoint(f"there is no complete checkpoint in {folder}: {MANIFEST} is missing")
+    try:
+        manifest = json.loads(path.read_text())
+        listed, recorded = dict(manifest["files"]), int(manifest["step"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedCheckpoint(f"{path} cannot be read: {error}") from error
+    if recorded != step:
+        raise DamagedCheckpoint(f"{path} is of step {recorded}, not {step}")
+    present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p != path}
+    for name in sorted(present ^ set(listed)):
+        raise DamagedCheckpoint(f"{folder / name} is {'not in the manifest' if name in present else 'missing'}")
+    for name, entry in listed.items():
+        size = (folder / name).stat().st_size
+        if size != entry["size"]:
+            raise DamagedCheckpoint(f"{folder / name} has {size} bytes, not {entry['size']}")
+        digest = _digest(folder / name)
+        if digest != entry["sha256"]:
+            raise DamagedCheckpoint(f"{folder / name} has SHA-256 {digest[:12]}..., not {entry['sha256'][:12]}...")
+
+
+def _write_manifest(folder: Path, step: int) -> None:
+    files = {
+        str(p.relative_to(folder)): {"size": p.stat().st_size, "sha256": _digest(p)}
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
+    for name in files:
+        _sync(folder / name)
+    path = folder / MANIFEST
+    path.write_text(json.dumps({"format": 1, "step": step, "files": files}, indent=1))
+    _sync(path)
+    _sync(folder)
+
+
+def _compare(folder: Path, saved: Mapping[str, Any], wanted: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+    """Raise StorageError that lists the leaves in which a checkpoint differs from the state to be restored."""
+    differences = [f"{name} is missing" for name in wanted if name not in saved]
+    differences += [f"{name} is not part of this run" for name in saved if name not in wanted]
+    differences += [
+        f"{name} has shape {tuple(saved[name].shape)}, not {tuple(leaf.shape)}"
+        for name, leaf in wanted.items()
+        if name in saved and tuple(saved[name].shape) != tuple(leaf.shape)
+    ]
+    if differences:
+        shown = "; ".join(differences[:20])
+        raise StorageError(f"{folder} does not match the config ({len(differences)} leaves): {shown}")
+
+
+def _flat(tree: Any) -> dict[str, jax.Array]:
+    """Leaves by their path, e.g. "params/transformer/blocks.attention.query.weight"."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {"/".join(_key(entry) for entry in path): leaf for path, leaf in flat}
+
+
+def _key(entry: Any) -> str:
+    for attribute in ("key", "name", "idx"):
+        if hasattr(entry, attribute):
+            return str(getattr(entry, attribute))
+    return str(entry)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

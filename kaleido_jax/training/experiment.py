@@ -1,0 +1,97 @@
+"""All fields of a training run, in sections that the command line overrides as `section.field=value`."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from kaleido_jax.models.text.config import UMT5Config
+from kaleido_jax.models.wan.config import WanConfig
+from kaleido_jax.training.optimizer import OptimizerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is trained on: the procedural world, rendered and encoded on the fly or encoded once and cached."""
+
+    source: Literal["world", "latents"] = "latents"
+    size: int = 96  # pixels of the square picture
+    frames: int = 17
+    references: int = 3  # at most this many a sample
+    samples: int = 4096  # in the cache; the world itself never repeats one
+    heldout: int = 96  # samples for the held-out loss
+    folder: str = ""  # of the cache; empty: "latents" in the work directory
+    text_tokens: int = 32
+    text_dropout: float = 0.1  # share of samples trained with the empty prompt, for guidance
+    reference_subsets: float = 0.2  # share of samples that are shown only some of their references
+    workers: int = 0  # loader processes; 0 loads in threads of this one
+
+    def __post_init__(self) -> None:
+        if self.references < 1:
+            raise ValueError(f"data.references must be at least 1, got {self.references}")
+        for name in ("text_dropout", "reference_subsets"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"data.{name} is a share in [0, 1], got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long, and what is looked at on the way. `minutes` ends a run by the clock instead of by `steps`."""
+
+    steps: int = 1000
+    minutes: float | None = None  # over all restarts; the learning rate then follows the clock too
+    batch: int = 16
+    log_every: int = 20
+    evaluate_every: int = 500
+    sample_every: int = 500
+    skipped_limit: int = 10  # non-finite steps in a row that end the run
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "log_every", "evaluate_every", "sample_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When a checkpoint is written and how many are kept."""
+
+    every: int = 500
+    keep: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowConfig:
+    """How times are drawn in training: logit-normal, then moved towards noise by `shift`."""
+
+    mean: float = 0.0
+    std: float = 1.0
+    shift: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How samples are drawn during training, and what the exported model does by default."""
+
+    steps: int = 30
+    guidance: float = 4.0
+    shift: float = 3.0
+    pictures: int = 4  # samples on a contact sheet
+    frames_per_second: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One training run."""
+
+    name: str
+    seed: int = 0
+    method: str = "kaleido"
+    scheme: str = "shift_wh"
+    vae: str = ""  # folder of a model that has a VAE; empty: the one that comes with the package
+    transformer: WanConfig
+    text: UMT5Config
+    data: DataConfig = field(default_factory=DataConfig)
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)

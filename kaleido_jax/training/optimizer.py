@@ -1,0 +1,67 @@
+"""AdamW on parameters by dotted name, with clipping, and the learning rate as a function of progress.
+
+The rate is an argument of the update and not of optax's step counter: progress is a share of the run, so that a run may
+be given a number of steps or an amount of time, and a skipped step does not move the schedule.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+# Parameters that weight decay leaves alone: gains, offsets, and tables that are added rather than multiplied.
+NOT_DECAYED = re.compile(r"(bias|norm|scale|gamma|modulation|position|table|embedding)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW's numbers; `learning_rate` is the peak, reached after `warmup_steps` and left on half a cosine."""
+
+    learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    final_fraction: float = 0.02  # of the peak, at the end of the run
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 1e-2
+    clip_norm: float = 1.0
+    ema_decay: float = 0.999
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0:
+            raise ValueError(f"optimizer.learning_rate must be positive, got {self.learning_rate}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"optimizer.ema_decay must be in [0, 1), got {self.ema_decay}")
+
+
+def learning_rate(
+    config: OptimizerConfig, step: Float[Array, ""], progress: Float[Array, ""]
+) -> Float[Array, ""]:
+    """Linear warm-up over steps, times half a cosine over progress in [0, 1] down to `final_fraction` of the peak."""
+    warmup = jnp.minimum(1.0, (step + 1.0) / max(config.warmup_steps, 1))
+    cosine = 0.5 * (1.0 + jnp.cos(math.pi * jnp.clip(progress, 0.0, 1.0)))
+    return config.learning_rate * warmup * (config.final_fraction + (1.0 - config.final_fraction) * cosine)
+
+
+def direction(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Everything of AdamW but the learning rate: parameters -= learning_rate * its output."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
+        optax.add_decayed_weights(config.weight_decay, mask=_decayed),
+    )
+
+
+def _decayed(parameters: dict[str, dict[str, jax.Array]]) -> dict[str, dict[str, bool]]:
+    return {
+        part: {name: NOT_DECAYED.search(name) is None for name in leaves} for part, leaves in parameters.items()
+    }
+
+
+def average(ema: Float[Array, "..."], parameter: Float[Array, "..."], decay: Float[Array, ""]) -> Float[Array, "..."]:
+    """Exponential moving average, written as a correction so that it is exact where both are equal."""
+    return ema + (1.0 - decay) * (parameter - ema)
