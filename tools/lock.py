@@ -4,8 +4,8 @@
     python tools/lock.py core test  # only these
 
 Run it with Python 3.11 (the oldest version we support) after changing a dependency in pyproject.toml, or to take newer
-releases of everything. Each file holds one exact version a line and is given to pip as constraints (`pip install -c`), so
-that one file serves every subset of an environment. The environments share the versions of `core`.
+releases of everything. Each file holds one exact version a line and is given to pip as constraints
+(`pip install -c`), so that one file serves every subset of an environment. All environments share `core`'s versions.
 """
 
 import argparse
@@ -20,8 +20,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "requirements"
 # Extras of pyproject.toml that each lock covers, in the order of resolution: a later one keeps what `core` chose.
 ENVIRONMENTS = {"core": (), "test": ("test", "data"), "tpu": ("tpu",), "cuda": ("cuda",)}
-# Chosen by hand, each with its reason.
-PINS = {"torch": "2.13.0"}  # a release with a CPU-only build for Python 3.11: the default build brings gigabytes of CUDA
+# Chosen by hand: a release that has a CPU-only build for Python 3.11, as the default build brings gigabytes of CUDA.
+PINS = {"torch": "2.13.0"}
 
 
 def resolve(extras: tuple[str, ...], constraints: list[str]) -> dict[str, str]:
@@ -50,7 +50,8 @@ def main() -> None:
         if name != "core":
             pins += [line for line in (FOLDER / "core.txt").read_text().splitlines() if not line.startswith("#")]
         versions = resolve(ENVIRONMENTS[name], pins)
-        header = f"# Written by `python tools/lock.py {name}` with Python {sys.version_info[0]}.{sys.version_info[1]}.\n"
+        python = f"{sys.version_info.major}.{sys.version_info.minor}"
+        header = f"# Written by `python tools/lock.py {name}` with Python {python}.\n"
         lines = "".join(f"{package}=={version}\n" for package, version in sorted(versions.items()))
         (FOLDER / f"{name}.txt").write_text(header + lines)
         print(f"{name}: {len(versions)} packages")
