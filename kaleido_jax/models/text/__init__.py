@@ -1,0 +1,7 @@
+"""Text: encoders and tokenizers."""
+
+from kaleido_jax.models.text.tokenizer import TruncatedText, UnknownWords, Tokenizer
+from kaleido_jax.models.text.umt5.config import UMT5Config
+from kaleido_jax.models.text.umt5.modeling import UMT5Encoder
+
+__all__ = ["Tokenizer", "TruncatedText", "UMT5Config", "UMT5Encoder", "UnknownWords"]
