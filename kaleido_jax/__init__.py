@@ -1,1 +1,10 @@
-"""Subject-to-video generation in JAX."""
+"""Subject-to-video generation in JAX: reference pictures and a prompt in, a video out."""
+
+
+def __getattr__(name: str):
+    # Looked up on demand: importing the package costs nothing, so that `kaleido --help` answers at once.
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("kaleido_jax")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
