@@ -1,0 +1,92 @@
+"""Masked attention: one public function over several backends."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from kaleido_jax.attention.reference import Visibility, reference_attention
+from kaleido_jax.masks import TokenMask
+from kaleido_jax.typing import AnyArray
+
+__all__ = ["attention"]
+
+_BACKENDS = ("auto", "reference")
+_DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
+
+
+def _check_arrays(q: Array, k: Array, v: Array) -> None:
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.ndim != 4:
+            raise ValueError(f"attention: {name} has shape {x.shape}; expected [batch, tokens, heads, head_dim].")
+        if x.dtype not in _DTYPES:
+            raise ValueError(f"attention: {name} is {x.dtype}; expected float32, bfloat16 or float16.")
+        if x.dtype != q.dtype:
+            raise ValueError(f"attention: {name} is {x.dtype} but q is {q.dtype}; expected one dtype for q, k and v.")
+        if 0 in x.shape:
+            raise ValueError(f"attention: {name} has shape {x.shape}; expected no axis of length 0.")
+    if k.shape != v.shape:
+        raise ValueError(f"attention: v has shape {v.shape}; expected that of k, {k.shape}.")
+    if (k.shape[0], k.shape[3]) != (q.shape[0], q.shape[3]):
+        raise ValueError(
+            f"attention: k has batch {k.shape[0]} and head_dim {k.shape[3]}; "
+            f"expected those of q, {q.shape[0]} and {q.shape[3]}."
+        )
+    if q.shape[2] % k.shape[2]:
+        raise ValueError(f"attention: q has {q.shape[2]} heads; expected a multiple of the {k.shape[2]} heads of k.")
+
+
+def _rows(name: str, x: AnyArray, batch: int, tokens: int) -> Array:
+    """The vector as [1, tokens] or [batch, tokens]."""
+    if x.shape not in ((tokens,), (1, tokens), (batch, tokens)):
+        raise ValueError(f"attention: mask.{name} has shape {x.shape}; expected ({tokens},) or ({batch}, {tokens}).")
+    return jnp.asarray(x).reshape(-1, tokens)
+
+
+def _visibility(mask: TokenMask, batch: int, queries: int, keys: int) -> Visibility:
+    """The mask's vectors with their batch axis; a negative sample, which is padding, becomes a row without a bit."""
+    reads, groups = _rows("reads", mask.reads, batch, queries), _rows("groups", mask.groups, batch, keys)
+    if mask.q_sample is None or mask.k_sample is None:
+        return Visibility(reads, groups, None, None)
+    q_sample, k_sample = _rows("q_sample", mask.q_sample, batch, queries), _rows("k_sample", mask.k_sample, batch, keys)
+    return Visibility(jnp.where(q_sample < 0, jnp.uint32(0), reads), groups, q_sample, k_sample)
+
+
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: TokenMask | None = None,
+    *,
+    scale: float | None = None,
+    backend: str = "auto",
+    return_lse: bool = False,
+    interpret: bool = False,
+) -> Array | tuple[Array, Array]:
+    """softmax(scale * q k^T + mask) v, differentiable, with memory linear in the tokens.
+
+    Args:
+      q: [batch, queries, heads, head_dim], float32, bfloat16 or float16.
+      k, v: [batch, keys, key heads, head_dim] of q's dtype; `heads` is a multiple of `key heads`, and query head i
+        reads key head i // (heads // key heads).
+      mask: which query reads which key; None means all. Its vectors are [tokens] or [batch, tokens].
+      scale: multiplies the scores; head_dim ** -0.5 if None.
+      backend: "auto" or "reference" (chunked online softmax in plain JAX).
+      return_lse: also return the log-sum-exp of the scaled scores, float32 [batch, heads, queries], which has its own
+        gradient and serves to merge attention over several sets of keys.
+      interpret: interpret a Pallas backend's kernel on the host; the reference backend has none.
+
+    Returns:
+      [batch, queries, heads, head_dim] of q's dtype, and the log-sum-exp if asked. A query that may read nothing gives
+      zeros, a log-sum-exp of -1e30 and zero gradients.
+
+    Raises:
+      ValueError: (while tracing) for shapes, dtypes or a backend other than these.
+    """
+    del interpret  # plain JAX needs no interpreter
+    if backend not in _BACKENDS:
+        raise ValueError(f"attention: backend is {backend!r}; expected one of {', '.join(_BACKENDS)}.")
+    _check_arrays(q, k, v)
+    visibility = None if mask is None else _visibility(mask, q.shape[0], q.shape[1], k.shape[1])
+    out, lse = reference_attention(q, k, v, visibility, q.shape[3] ** -0.5 if scale is None else scale)
+    return (out, lse) if return_lse else out

@@ -1,0 +1,256 @@
+"""Masked attention as a chunked online softmax in plain JAX: runs anywhere, with memory linear in the tokens.
+
+The forward pass keeps a running maximum, sum and weighted value per query (Milakov and Gimelshein 2018; Rabe and
+Staats 2021) and the backward pass recomputes each block of probabilities from the log-sum-exp (Dao et al. 2022,
+algorithm 4), so that of size queries x keys only one block exists at a time.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+# A finite stand-in for minus infinity: the score of an invisible pair and the log-sum-exp of a row that reads nothing.
+# Finite, so that merging two such rows (logaddexp, a difference of two) can never make a NaN.
+NOTHING = -1e30
+
+_BLOCK = 1024  # queries and keys of one block; a sequence no longer than this is one block
+_SCORES = 2**21  # scores held at a time: heads are taken together while their blocks stay below it
+
+
+class Visibility(NamedTuple):
+    """The vectors of a TokenMask, each [rows, tokens], where rows is the batch or 1."""
+
+    reads: UInt32[Array, "rows n"]
+    groups: UInt32[Array, "rows m"]
+    q_sample: Int[Array, "rows n"] | None
+    k_sample: Int[Array, "rows m"] | None
+
+
+class _Rows(NamedTuple):
+    """What decides, for some queries or for some keys, which pairs are visible."""
+
+    bits: UInt32[Array, "*blocks n"] | None
+    sample: Int[Array, "*blocks n"] | None
+    present: Bool[Array, "*blocks n"] | None  # keys only: false where the block was filled up
+
+
+def _block_length(length: int) -> int:
+    """The length of equal blocks that cover `length`; one block where it fits, else a multiple of 16 near _BLOCK."""
+    if length <= _BLOCK:
+        return max(length, 1)
+    blocks = math.ceil(length / _BLOCK)
+    return 16 * math.ceil(length / (16 * blocks))
+
+
+def _blocks(x: Array | None, length: int, axis: int) -> Array | None:
+    """Splits `axis` into leading blocks of `length`, zero-filled: [..., n, ...] -> [blocks, ..., length, ...]."""
+    if x is None:
+        return None
+    count = max(1, math.ceil(x.shape[axis] / length))
+    fill = [(0, 0)] * x.ndim
+    fill[axis] = (0, count * length - x.shape[axis])
+    x = jnp.pad(x, fill)
+    x = x.reshape(x.shape[:axis] + (count, length) + x.shape[axis + 1 :])
+    return jnp.moveaxis(x, axis, 0)
+
+
+def _unblocks(x: Array, length: int, axis: int) -> Array:
+    """The inverse of _blocks: [blocks, ..., block, ...] -> [..., length, ...]."""
+    x = jnp.moveaxis(x, 0, axis)
+    x = x.reshape(x.shape[:axis] + (-1,) + x.shape[axis + 2 :])
+    return jax.lax.slice_in_dim(x, 0, length, axis=axis)
+
+
+def _scan(body, carry, xs):
+    """jax.lax.scan, without a loop where there is a single block."""
+    if jax.tree.leaves(xs)[0].shape[0] > 1:
+        return jax.lax.scan(body, carry, xs)
+    carry, y = body(carry, jax.tree.map(lambda x: x[0], xs))
+    return carry, jax.tree.map(lambda y: y[None], y)
+
+
+def _dot(pattern: str, x: Array, y: Array) -> Array:
+    """An einsum that accumulates and returns float32; float32 inputs keep their full precision on every device."""
+    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    return jnp.einsum(pattern, x, y, precision=precision, preferred_element_type=jnp.float32)
+
+
+def _visible(queries: _Rows, keys: _Rows) -> Bool[Array, "n m"] | None:
+    """Which pairs of one block are visible; None if all are."""
+    visible = []
+    if queries.bits is not None and keys.bits is not None:
+        visible.append((queries.bits[:, None] & keys.bits[None, :]) != 0)
+    if queries.sample is not None and keys.sample is not None:
+        visible.append(queries.sample[:, None] == keys.sample[None, :])
+    if keys.present is not None:
+        visible.append(keys.present[None, :])
+    return functools.reduce(jnp.logical_and, visible) if visible else None
+
+
+def _scores(q: Float[Array, "r n d"], k: Float[Array, "m d"], scale, queries, keys) -> Float[Array, "r n m"]:
+    scores = _dot("rnd,md->rnm", q, k) * scale
+    visible = _visible(queries, keys)
+    return scores if visible is None else jnp.where(visible[None], scores, NOTHING)
+
+
+def _finite(row: Float[Array, "r n"]) -> Float[Array, "r n"]:
+    """Zero where the row has read nothing: exp(NOTHING - 0) is 0, and exp(NOTHING - NOTHING) would be 1."""
+    return jnp.where(row <= NOTHING / 2, 0.0, row)
+
+
+def _forward_block(q, queries: _Rows, k, v, keys: _Rows, scale: float):
+    """One block of queries over all blocks of keys: q [r, n, d]; k, v [blocks, m, d] -> out [r, n, d], lse [r, n]."""
+
+    def body(carry, block):
+        highest, total, out = carry
+        k, v, keys = block
+        scores = _scores(q, k, scale, queries, keys)
+        new = jnp.maximum(highest, scores.max(-1))
+        p = jnp.exp(scores - _finite(new)[..., None])
+        decay = jnp.exp(highest - new)
+        out = out * decay[..., None] + _dot("rnm,md->rnd", p.astype(v.dtype), v)
+        return (new, total * decay + p.sum(-1), out), None
+
+    start = (jnp.full(q.shape[:2], NOTHING), jnp.zeros(q.shape[:2]), jnp.zeros(q.shape))
+    start = jax.tree.map(lambda x: x.astype(jnp.float32), start)
+    (highest, total, out), _ = _scan(body, start, (k, v, keys))
+    total = jnp.where(total == 0.0, 1.0, total)
+    return (out / total[..., None]).astype(q.dtype), highest + jnp.log(total)
+
+
+def _backward_block(q, queries: _Rows, d_out, lse, delta, k, v, keys: _Rows, dk, dv, scale: float):
+    """One block of queries over all blocks of keys: the queries' gradient, and dk and dv with its share added."""
+    lse = _finite(lse)
+
+    def body(dq, block):
+        k, v, keys, dk, dv = block
+        p = jnp.exp(_scores(q, k, scale, queries, keys) - lse[..., None])
+        dp = _dot("rnd,md->rnm", d_out, v)
+        ds = (p * (dp - delta[..., None]) * scale).astype(q.dtype)
+        dv = dv + _dot("rnm,rnd->md", p.astype(q.dtype), d_out)
+        dk = dk + _dot("rnm,rnd->md", ds, q)
+        return dq + _dot("rnm,md->rnd", ds, k), (dk, dv)
+
+    dq, (dk, dv) = _scan(body, jnp.zeros(q.shape, jnp.float32), (k, v, keys, dk, dv))
+    return dq.astype(q.dtype), dk, dv
+
+
+class _Layout(NamedTuple):
+    """Static sizes: how many heads are taken together, and the lengths of the blocks."""
+
+    lanes: int
+    queries: int
+    keys: int
+
+
+def _layout(q: Float[Array, "b g r n d"], k: Float[Array, "b g m d"]) -> _Layout:
+    batch, groups, shared, n, _ = q.shape
+    block_q, block_k = _block_length(n), _block_length(k.shape[2])
+    most = max(1, _SCORES // (shared * block_q * block_k))
+    lanes = batch * groups
+    return _Layout(max(x for x in range(1, lanes + 1) if lanes % x == 0 and x <= most), block_q, block_k)
+
+
+def _split_rows(mask: Visibility | None, layout: _Layout, n: int, m: int) -> tuple[_Rows, _Rows]:
+    """The visibility of all blocks of queries [rows, blocks, block] and of keys [rows, blocks, block]."""
+    split_q = lambda x: None if x is None else jnp.moveaxis(_blocks(x, layout.queries, 1), 0, 1)
+    split_k = lambda x: None if x is None else jnp.moveaxis(_blocks(x, layout.keys, 1), 0, 1)
+    if mask is not None:  # filling up with zero bits makes a token that nobody reads
+        return _Rows(split_q(mask.reads), split_q(mask.q_sample), None), _Rows(
+            split_k(mask.groups), split_k(mask.k_sample), None
+        )
+    filled = m % layout.keys != 0
+    return _Rows(None, None, None), _Rows(None, None, split_k(jnp.ones((1, m), bool)) if filled else None)
+
+
+def _over_lanes(layout: _Layout, function, rows: tuple[_Rows, _Rows], batch: int, lanes):
+    """Maps `function(queries, keys, *arrays)` over batch and key heads, the leading axes of every array in `lanes`."""
+    groups = lanes[0].shape[1]
+    lanes = jax.tree.map(lambda x: x.reshape((batch * groups,) + x.shape[2:]), lanes)
+    row = jnp.arange(batch * groups, dtype=jnp.int32) // groups
+
+    def lane(args):
+        row, *arrays = args
+        return function(*jax.tree.map(lambda x: x[row if x.shape[0] > 1 else 0], rows), *arrays)
+
+    if layout.lanes == batch * groups:
+        out = jax.vmap(lane)((row, *lanes))
+    else:
+        out = jax.lax.map(lane, (row, *lanes), batch_size=layout.lanes)
+    return jax.tree.map(lambda x: x.reshape((batch, groups) + x.shape[1:]), out)
+
+
+def _forward(q, k, v, mask: Visibility | None, scale: float):
+    n, m = q.shape[3], k.shape[2]
+    layout = _layout(q, k)
+
+    def lane(queries: _Rows, keys: _Rows, q, k, v):
+        k, v = _blocks(k, layout.keys, 0), _blocks(v, layout.keys, 0)
+        body = lambda _, block: (None, _forward_block(*block, k, v, keys, scale))
+        _, (out, lse) = _scan(body, None, (_blocks(q, layout.queries, 1), queries))
+        return _unblocks(out, n, 1), _unblocks(lse, n, 1)
+
+    return _over_lanes(layout, lane, _split_rows(mask, layout, n, m), q.shape[0], (q, k, v))
+
+
+def _backward(q, k, v, mask: Visibility | None, out, lse, d_out, d_lse, scale: float):
+    n, m = q.shape[3], k.shape[2]
+    layout = _layout(q, k)
+    # The derivative of softmax subtracts sum(p * dp) = sum(out * d_out); that of the log-sum-exp adds p * d_lse.
+    delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), -1) - d_lse
+
+    def lane(queries: _Rows, keys: _Rows, q, k, v, d_out, lse, delta):
+        k, v = _blocks(k, layout.keys, 0), _blocks(v, layout.keys, 0)
+
+        def body(carry, block):
+            dq, dk, dv = _backward_block(*block, k, v, keys, *carry, scale)
+            return (dk, dv), dq
+
+        of_queries = lambda x: _blocks(x, layout.queries, 1)
+        zero = jnp.zeros(k.shape, jnp.float32)
+        blocks = (of_queries(q), queries, of_queries(d_out), of_queries(lse), of_queries(delta))
+        (dk, dv), dq = _scan(body, (zero, zero), blocks)
+        return _unblocks(dq, n, 1), _unblocks(dk, m, 0).astype(k.dtype), _unblocks(dv, m, 0).astype(v.dtype)
+
+    rows = _split_rows(mask, layout, n, m)
+    return _over_lanes(layout, lane, rows, q.shape[0], (q, k, v, d_out, lse, delta))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attend(q, k, v, mask, scale):
+    return _forward(q, k, v, mask, scale)
+
+
+def _attend_forward(q, k, v, mask, scale):
+    out, lse = _forward(q, k, v, mask, scale)
+    return (out, lse), (q, k, v, mask, out, lse)
+
+
+def _attend_backward(scale, saved, cotangents):
+    q, k, v, mask, out, lse = saved
+    return (*_backward(q, k, v, mask, out, lse, *cotangents, scale), None)
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def reference_attention(
+    q: Float[Array, "b n h d"],
+    k: Float[Array, "b m g d"],
+    v: Float[Array, "b m g d"],
+    mask: Visibility | None,
+    scale: float,
+) -> tuple[Float[Array, "b n h d"], Float[Array, "b h n"]]:
+    """Attention and its log-sum-exp (float32); query head i reads key head i // (h // g)."""
+    batch, n, heads, head_dim = q.shape
+    groups = k.shape[2]
+    q = q.reshape(batch, n, groups, heads // groups, head_dim).transpose(0, 2, 3, 1, 4)
+    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    out, lse = _attend(q, k, v, mask, scale)
+    return out.transpose(0, 3, 1, 2, 4).reshape(batch, n, heads, head_dim), lse.reshape(batch, heads, n)

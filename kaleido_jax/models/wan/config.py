@@ -1,0 +1,66 @@
+"""Sizes of Wan's video transformers (Wan 2.1, arXiv:2503.20314; Wan 2.2)."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WanConfig:
+    """Sizes of a Wan transformer; every released one is a named constructor.
+
+    dim: width of a token; ffn_dim: hidden width of the feed-forward layers; heads, layers: how many of each.
+    in_channels, out_channels: latent channels read and predicted. patch: latent (frames, rows, columns) of one token.
+    text_dim: width of the text encoder's output. freq_dim: width of the sinusoidal embedding of time.
+    eps: of every norm in the blocks and the head. image_dim: width of CLIP's image tokens; None for no image branch.
+    dtype: of the activations; norms, modulation and time embedding are float32 whatever it is.
+    """
+
+    dim: int
+    ffn_dim: int
+    heads: int
+    layers: int
+    in_channels: int = 16
+    out_channels: int = 16
+    patch: tuple[int, int, int] = (1, 2, 2)
+    text_dim: int = 4096
+    freq_dim: int = 256
+    eps: float = 1e-6
+    image_dim: int | None = None
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type is int and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"WanConfig.{field.name} is {value!r}; expected a positive integer.")
+        if self.dim % self.heads or self.head_dim % 2:
+            raise ValueError(f"WanConfig.dim is {self.dim}; expected an even multiple of the {self.heads} heads.")
+        if self.freq_dim % 2:
+            raise ValueError(f"WanConfig.freq_dim is {self.freq_dim}; expected an even number.")
+        if len(self.patch) != 3 or min(self.patch) < 1:
+            raise ValueError(f"WanConfig.patch is {self.patch}; expected three positive integers.")
+        if self.dtype not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"WanConfig.dtype is {self.dtype!r}; expected float32, bfloat16 or float16.")
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.heads
+
+    @classmethod
+    def t2v_1_3b(cls) -> "WanConfig":
+        """Wan2.1-T2V-1.3B."""
+        return cls(dim=1536, ffn_dim=8960, heads=12, layers=30)
+
+    @classmethod
+    def t2v_14b(cls) -> "WanConfig":
+        """Wan2.1-T2V-14B, and each expert of Wan2.2-T2V-A14B."""
+        return cls(dim=5120, ffn_dim=13824, heads=40, layers=40)
+
+    @classmethod
+    def i2v_14b(cls) -> "WanConfig":
+        """Wan2.1-I2V-14B: 16 noisy, 4 mask and 16 image channels, and CLIP's image tokens."""
+        return dataclasses.replace(cls.t2v_14b(), in_channels=36, image_dim=1280)
+
+    @classmethod
+    def ti2v_5b(cls) -> "WanConfig":
+        """Wan2.2-TI2V-5B, with the Wan 2.2 VAE's 48 channels."""
+        return cls(dim=3072, ffn_dim=14336, heads=24, layers=30, in_channels=48, out_channels=48)
