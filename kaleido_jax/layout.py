@@ -1,13 +1,12 @@
 """The description of a token sequence: which rectangles of tokens it holds, in which order, and in which role.
 
-Everything that distinguishes one method from another (positions, visibility, timesteps, loss weights) is a pure function
-of a `TokenLayout` and of the `Contents` that a batch puts into it.
+Everything that distinguishes one method from another (positions, visibility, timesteps, loss weights) is a pure
+function of a `TokenLayout` and of the `Contents` that a batch puts into it.
 """
 
 import dataclasses
 import math
 from typing import Literal, TypeAlias
-
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,8 +27,8 @@ STREAMS = ("visual", "text")
 class Segment:
     """A rectangle of tokens with a role. Its tokens are ordered by frame, then row, then column.
 
-    kind: "video" (a shot), "reference" (a picture or a clip of a subject), "text" (a prompt) or "dummy" (visual tokens that
-        stand in for a video that does not exist: LCT's partner of the global prompt).
+    kind: "video" (a shot), "reference" (a picture or a clip of a subject), "text" (a prompt) or "dummy" (visual
+        tokens in place of a video that does not exist: LCT's partner of the global prompt).
     grid: frames, height and width in patches; a text is (tokens, 1, 1).
     subject: which subject a reference shows. picture: which picture of that subject it is.
     primary: marks the subject that matters most (AnyID).
@@ -52,7 +51,9 @@ class Segment:
         if self.kind not in KINDS:
             raise ValueError(f"Segment.kind is {self.kind!r}; it must be one of {', '.join(KINDS)}")
         if len(self.grid) != 3 or any(not isinstance(n, int | np.integer) or n < 1 for n in self.grid):
-            raise ValueError(f"Segment.grid is {self.grid!r}; it must be three whole numbers >= 1: frames, height, width")
+            raise ValueError(
+                f"Segment.grid is {self.grid!r}; it must be three whole numbers >= 1: frames, height, width"
+            )
         if self.kind == "text" and tuple(self.grid[1:]) != (1, 1):
             raise ValueError(f"Segment.grid of a text is {self.grid!r}; it must be (tokens, 1, 1)")
         for name in ("subject", "picture", "shot"):
@@ -75,8 +76,8 @@ class Segment:
 class TokenLayout:
     """The segments of a sequence in token order. Hashable, on the host: the bucket that a compiled program is made for.
 
-    It holds the *largest* set of segments of a batch; `Contents` says what a sample really has of it. Where a `stream` may
-    be given, None means all segments in token order.
+    It holds the *largest* set of segments of a batch; `Contents` says what a sample really has of it. Where a
+    `stream` may be given, None means all segments in token order.
     """
 
     segments: tuple[Segment, ...]
@@ -128,8 +129,8 @@ class TokenLayout:
     ) -> "Contents":
         """What a batch holds of this layout; whatever is not given is as the layout says, in full.
 
-        Each argument is an integer array [batch, segments] (traced or not, over *all* segments). Giving `subjects` without
-        `pictures` numbers the pictures of each subject in token order.
+        Each argument is an integer array [batch, segments] (traced or not, over *all* segments). Giving `subjects`
+        without `pictures` numbers the pictures of each subject in token order.
         """
         given = {"lengths": lengths, "subjects": subjects, "pictures": pictures, "samples": samples}
         given = {name: value for name, value in given.items() if value is not None}
@@ -145,7 +146,9 @@ class TokenLayout:
         if isinstance(lengths, np.ndarray):
             most = np.array([segment.tokens for segment in self.segments])
             if bool(((lengths < 0) | (lengths > most[None])).any()):
-                raise ValueError(f"lengths holds {lengths.tolist()}; each must be between 0 and the segment's {most.tolist()}")
+                raise ValueError(
+                    f"lengths holds {lengths.tolist()}; each must be between 0 and the segment's {most.tolist()}"
+                )
         defaults = {
             "lengths": [segment.tokens for segment in self.segments],
             "subjects": [segment.subject for segment in self.segments],
@@ -167,11 +170,11 @@ class TokenLayout:
 class Contents:
     """What the samples of a batch really hold of a layout: int32 [batch, segments] each, over all its segments.
 
-    lengths: tokens present, counted from the segment's start; 0 = the segment is absent. A shorter video has the tokens of
-        its frames, a shorter text those of its words.
+    lengths: tokens present, counted from the segment's start; 0 = the segment is absent. A shorter video has the
+        tokens of its frames, a shorter text those of its words.
     subjects: which subject each reference shows. pictures: the order of the pictures of a subject (equal: token order).
-    samples: which packed sample each segment belongs to; only segments of equal samples see each other, and positions start
-        anew in each.
+    samples: which packed sample each segment belongs to; only segments of equal samples see each other, and
+        positions start anew in each.
 
     Make it with `TokenLayout.contents`, which checks it.
     """
@@ -183,12 +186,14 @@ class Contents:
 
 
 def patchify(x: Shaped[Array, "b f h w c"], patch: Grid) -> Shaped[Array, "b n p"]:
-    """Cuts a video into tokens: [b, frames height width / patch, patch * c], values of a token in the order (pt, ph, pw, c)."""
+    """Cuts a video into tokens, ordered by frame, row, column; a token's values are ordered (pt, ph, pw, c)."""
     for name, size, step in zip(("frames", "height", "width"), x.shape[1:4], patch):
         if size % step:
             low = size // step * step
             near = f"{low} or {low + step}" if low else f"{step}"
-            raise ValueError(f"{name} of the input is {size}; it must be divisible by the patch size {step} (nearest: {near})")
+            raise ValueError(
+                f"{name} of the input is {size}; it must be divisible by the patch size {step} (nearest: {near})"
+            )
     pt, ph, pw = patch
     return rearrange(x, "b (f pt) (h ph) (w pw) c -> b (f h w) (pt ph pw c)", pt=pt, ph=ph, pw=pw)
 
@@ -198,8 +203,8 @@ def unpatchify(tokens: Shaped[Array, "b n p"], grid: Grid, patch: Grid) -> Shape
     if tokens.shape[1] != math.prod(grid):
         raise ValueError(f"tokens has {tokens.shape[1]} tokens; the grid {tuple(grid)} has {math.prod(grid)}")
     if tokens.shape[2] % math.prod(patch):
-        raise ValueError(f"a token has {tokens.shape[2]} values; it must be a multiple of {math.prod(patch)}, the patch {patch}")
+        raise ValueError(
+            f"a token has {tokens.shape[2]} values; it must be a multiple of {math.prod(patch)}, the patch {patch}"
+        )
     (f, h, w), (pt, ph, pw) = grid, patch
-    return rearrange(
-        tokens, "b (f h w) (pt ph pw c) -> b (f pt) (h ph) (w pw) c", f=f, h=h, w=w, pt=pt, ph=ph, pw=pw
-    )
+    return rearrange(tokens, "b (f h w) (pt ph pw c) -> b (f pt) (h ph) (w pw) c", f=f, h=h, w=w, pt=pt, ph=ph, pw=pw)

@@ -1,16 +1,16 @@
 """Who may read whom: token masks as bit fields, their algebra, and the rules that make them from a layout.
 
-A mask is vectors, never a [query, key] matrix (5.7 GB a head at 75,600 tokens). It may be asymmetric, overlapping, traced and
-data dependent.
+A mask is vectors, never a [query, key] matrix (5.7 GB a head at 75,600 tokens). It may be asymmetric, overlapping,
+traced and data dependent.
 """
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeAlias
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from kaleido_jax.layout import Contents, Kind, Segment, Stream, TokenLayout
 from kaleido_jax.tree import pytree, static
@@ -26,8 +26,8 @@ class TokenMask:
 
     reads: uint32 [queries] or [batch, queries], the groups that a query may read, one bit each.
     groups: uint32 [keys] or [batch, keys], the groups that a key belongs to.
-    q_sample, k_sample: int32 of the same kind of shape, or both None (all tokens are of one sample). A negative number is
-        padding: it reads nothing and nothing reads it.
+    q_sample, k_sample: int32 of the same kind of shape, or both None (all tokens are of one sample). A negative
+        number is padding: it reads nothing and nothing reads it.
     width: how many bits are in use; every set bit must lie below it. Static. `|` adds widths, `&` multiplies them.
 
     All vectors may be traced. Raises ValueError naming the argument if a dtype, a shape or the width does not fit.
@@ -41,7 +41,9 @@ class TokenMask:
 
     def __post_init__(self):
         if not 1 <= self.width <= MOST_BITS:
-            raise ValueError(f"TokenMask.width is {self.width}; it must be between 1 and {MOST_BITS}, the bits of a uint32")
+            raise ValueError(
+                f"TokenMask.width is {self.width}; it must be between 1 and {MOST_BITS}, the bits of a uint32"
+            )
         if (self.q_sample is None) != (self.k_sample is None):
             missing = "q_sample" if self.q_sample is None else "k_sample"
             raise ValueError(f"TokenMask.{missing} is missing; q_sample and k_sample must be given together")
@@ -54,17 +56,25 @@ class TokenMask:
             if value.dtype != np.dtype(dtype):
                 raise ValueError(f"TokenMask.{name} has dtype {value.dtype}; it must be {dtype}")
             if value.ndim not in (1, 2):
-                raise ValueError(f"TokenMask.{name} has shape {value.shape}; it must be [{tokens}] or [batch, {tokens}]")
+                raise ValueError(
+                    f"TokenMask.{name} has shape {value.shape}; it must be [{tokens}] or [batch, {tokens}]"
+                )
             if value.ndim == 2 and value.shape[0] != 1:
                 batches.add(value.shape[0])
-            if dtype == "uint32" and isinstance(value, np.ndarray) and bool((value >> np.uint32(self.width - 1) > 1).any()):
+            if (
+                dtype == "uint32"
+                and isinstance(value, np.ndarray)
+                and bool((value >> np.uint32(self.width - 1) > 1).any())
+            ):
                 raise ValueError(f"TokenMask.{name} has a bit set at or above width={self.width}; raise the width")
         if len(batches) > 1:
             raise ValueError(f"TokenMask holds vectors of batch sizes {sorted(batches)}; they must agree")
         for vector, sample in (("reads", "q_sample"), ("groups", "k_sample")):
             tokens, value = getattr(self, vector).shape[-1], getattr(self, sample)
             if value is not None and value.shape[-1] != tokens:
-                raise ValueError(f"TokenMask.{sample} has shape {value.shape}; {vector} has {tokens} tokens, so must it")
+                raise ValueError(
+                    f"TokenMask.{sample} has shape {value.shape}; {vector} has {tokens} tokens, so must it"
+                )
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -74,7 +84,7 @@ class TokenMask:
         return batch, self.reads.shape[-1], self.groups.shape[-1]
 
     def __or__(self, other: "TokenMask") -> "TokenMask":
-        """Visible where either mask says so. Both must have the same samples: bits cannot express two partitions at once."""
+        """Visible where either mask says so. Both must have the same samples: bits cannot hold two partitions."""
         width = self._joint_width(other, self.width + other.width, "|", "add up")
         if not _same_samples(self, other):
             raise ValueError(
@@ -117,11 +127,13 @@ class TokenMask:
 
     def _joint_width(self, other: "TokenMask", width: int, sign: str, verb: str) -> int:
         if self.shape[1:] != other.shape[1:]:
-            raise ValueError(f"masks joined by {sign} must have equal queries and keys; got {self.shape[1:]} and {other.shape[1:]}")
+            raise ValueError(
+                f"masks joined by {sign} must have equal queries and keys; got {self.shape[1:]} and {other.shape[1:]}"
+            )
         if width > MOST_BITS:
             raise ValueError(
-                f"a mask has at most {MOST_BITS} bits; widths {self.width} and {other.width} joined by {sign} {verb} to {width}. "
-                "State the bits really in use with width=, or simplify one mask"
+                f"a mask has at most {MOST_BITS} bits; widths {self.width} and {other.width} joined by {sign} "
+                f"{verb} to {width}. State the bits really in use with width=, or simplify one mask"
             )
         return width
 
@@ -148,7 +160,7 @@ def _same_samples(a: TokenMask, b: TokenMask) -> bool:
     def same(x: AnyArray | None, y: AnyArray | None) -> bool:
         if x is y:
             return True
-        if x is None or y is None or isinstance(x, jax.core.Tracer) or isinstance(y, jax.core.Tracer):
+        if x is None or y is None or isinstance(x, Tracer) or isinstance(y, Tracer):
             return False
         return np.array_equal(*np.broadcast_arrays(_rows(np.asarray(x)), _rows(np.asarray(y))))
 
@@ -181,8 +193,8 @@ EMPTY, PARTIAL, FULL = 0, 1, 2
 def block_summary(mask: TokenMask, block_q: int, block_k: int) -> UInt8[Array, "one_or_b blocks_q blocks_k"]:
     """What is visible between each block of queries and of keys: EMPTY, PARTIAL or FULL; the last blocks may be short.
 
-    EMPTY and FULL are proofs. EMPTY is missed only in blocks of several samples whose numbers interleave; FULL where all is
-    visible through different bits. So PARTIAL is always right, if sometimes slow.
+    EMPTY and FULL are proofs. EMPTY is missed only in blocks of several samples whose numbers interleave; FULL where
+    all is visible through different bits. So PARTIAL is always right, if sometimes slow.
     """
 
     def blocks(vector: AnyArray, sample: AnyArray | None, size: int):
@@ -201,14 +213,18 @@ def block_summary(mask: TokenMask, block_q: int, block_k: int) -> UInt8[Array, "
         whole = (real | ~within).all(axis=2) & (lowest == highest)
         return either, every, lowest, highest, whole
 
-    q_either, q_every, q_lowest, q_highest, q_whole = (x[:, :, None] for x in blocks(mask.reads, mask.q_sample, block_q))
-    k_either, k_every, k_lowest, k_highest, k_whole = (x[:, None, :] for x in blocks(mask.groups, mask.k_sample, block_k))
+    q_either, q_every, q_lowest, q_highest, q_whole = (
+        x[:, :, None] for x in blocks(mask.reads, mask.q_sample, block_q)
+    )
+    k_either, k_every, k_lowest, k_highest, k_whole = (
+        x[:, None, :] for x in blocks(mask.groups, mask.k_sample, block_k)
+    )
     some = ((q_either & k_either) != 0) & (q_lowest <= k_highest) & (k_lowest <= q_highest)
     every = ((q_every & k_every) != 0) & q_whole & k_whole & (q_lowest == k_lowest)
     return jnp.where(every, FULL, jnp.where(some, PARTIAL, EMPTY)).astype(jnp.uint8)
 
 
-# The rules. Each gives the mask between all tokens of a layout, in token order; `visibility` joins them and picks streams.
+# The rules. Each gives the mask between all tokens of a layout, in token order; `visibility` joins them.
 
 Rule: TypeAlias = Callable[[TokenLayout, Contents | None], TokenMask]
 
@@ -232,15 +248,16 @@ def bidirectional(layout: TokenLayout, contents: Contents | None = None) -> Toke
 def unidirectional(layout: TokenLayout, contents: Contents | None = None) -> TokenMask:
     """References do not read the video, the video reads all (ContextAnyone, Emphasize-Attention's unidirectional flow).
 
-    A text in the same sequence stands on the references' side: it would otherwise carry the video to them in the next layer.
+    A text in the same sequence stands on the references' side: it would otherwise carry the video to them in the
+    next layer.
     """
     clean, noisy = 1, 2
-    video = [segment.kind in ("video", "dummy") for segment in layout.segments]
-    return _by_segment(layout, [clean | noisy if v else clean for v in video], [noisy if v else clean for v in video], 2)
+    groups = [noisy if segment.kind in ("video", "dummy") else clean for segment in layout.segments]
+    return _by_segment(layout, [group | clean for group in groups], groups, width=2)
 
 
 def separate_references(layout: TokenLayout, contents: Contents | None = None) -> TokenMask:
-    """References do not see each other; each sees itself and all that is no reference. One bit a reference, one for the rest."""
+    """References do not see each other; each sees itself and all that is no reference. A bit each, one for the rest."""
     rank = np.cumsum([_is_reference(segment) for segment in layout.segments])
     own = [1 << int(i) if _is_reference(segment) else 1 for segment, i in zip(layout.segments, rank)]
     count = _checked_bits(int(rank[-1]) + 1, "separate_references", "references")
@@ -252,8 +269,8 @@ def separate_references(layout: TokenLayout, contents: Contents | None = None) -
 def separate_subjects(layout: TokenLayout, contents: Contents | None = None) -> TokenMask:
     """References see those of their own subject and all that is no reference, but no other subject.
 
-    The subjects of `contents` may be traced; their numbers must lie below the larger of the layout's number of references
-    and its highest subject + 1, which sets the width.
+    The subjects of `contents` may be traced; their numbers must lie below the larger of the layout's number of
+    references and its highest subject + 1, which sets the width.
     """
     references = np.array([_is_reference(segment) for segment in layout.segments])
     most = max(int(references.sum()), 1 + max(segment.subject for segment in layout.segments))
@@ -269,7 +286,7 @@ def separate_subjects(layout: TokenLayout, contents: Contents | None = None) -> 
 
 
 def shot_causal(layout: TokenLayout, contents: Contents | None = None) -> TokenMask:
-    """A shot reads itself and all earlier shots (LCT, context-causal attention); one bit a shot that the layout names."""
+    """A shot reads itself and all earlier shots (LCT's context causal attention); one bit for each shot."""
     rank, count = _shots(layout, "shot_causal")
     return _by_segment(layout, [(2 << r) - 1 for r in rank], [1 << r for r in rank], width=count)
 
@@ -285,7 +302,8 @@ def readers(*kinds: Kind) -> Rule:
     """The rule by which tokens of these kinds read everything and other tokens nothing: who reads the text."""
 
     def rule(layout: TokenLayout, contents: Contents | None = None) -> TokenMask:
-        return _by_segment(layout, [segment.kind in kinds for segment in layout.segments], [1] * len(layout.segments), 1)
+        reads = [segment.kind in kinds for segment in layout.segments]
+        return _by_segment(layout, reads, [1] * len(reads), width=1)
 
     return rule
 
@@ -297,9 +315,9 @@ def foreground_background(
 ) -> TokenMask:
     """References offer their foreground to foreground tokens and their background to background tokens (CharaConsist).
 
-    layout: all tokens; those of its references are the shared ones. foreground: for each token, whether it shows the subject
-    (texts: ignored). shared: which reference tokens are on offer at all; None = all. Both may be traced. Tokens that are no
-    reference see each other; texts see no reference.
+    layout: all tokens; those of its references are the shared ones. foreground: for each token, whether it shows the
+    subject (texts: ignored). shared: which reference tokens are on offer at all; None = all. Both may be traced.
+    Tokens that are no reference see each other; texts see no reference.
     """
     own, front, back = (np.uint32(bit) for bit in (1, 2, 4))
     shape = (1,) * (foreground.ndim - 1) + (layout.tokens(),)
@@ -344,8 +362,9 @@ def visibility(
 ) -> TokenMask | None:
     """The mask between the tokens of two streams (None: all tokens) under all of the rules, padding and packing.
 
-    Without rules and contents everything is visible and the mask is None. Whether it is None never depends on the data, so
-    that batches of other contents need no new program. A rule may be a ready mask over all tokens of the layout.
+    Without rules and contents everything is visible and the mask is None. Whether it is None never depends on the
+    data, so that batches of other contents need no new program. A rule may be a ready mask over all tokens of the
+    layout.
     """
     masks = [rule if isinstance(rule, TokenMask) else rule(layout, contents) for rule in rules]
     if contents is not None:

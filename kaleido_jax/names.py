@@ -1,19 +1,18 @@
 """Looking things up by name, with an error that helps."""
 
-import difflib
 from collections.abc import Mapping
 from typing import TypeVar
+
+from kaleido_jax.errors import UsageError, unknown_name
 
 T = TypeVar("T")
 
 
 def lookup(table: Mapping[str, T], name: str, what: str) -> T:
-    """The entry called `name`; a ValueError that gives the nearest name and all of them if there is none.
+    """The entry called `name`. Raises UsageError with the nearest name and all of them if there is none.
 
     `what` says in the message what kind of thing was asked for, e.g. "position scheme".
     """
-    if name in table:
-        return table[name]
-    near = difflib.get_close_matches(name, table, n=1)
-    hint = f" (nearest: {near[0]!r})" if near else ""
-    raise ValueError(f"unknown {what} {name!r}{hint}; known: {', '.join(sorted(table))}")
+    if name not in table:
+        raise UsageError(unknown_name(what, name, table))
+    return table[name]

@@ -1,12 +1,13 @@
 """Where tokens stand in (time, row, column), and the rotary embedding of those positions.
 
 A position scheme is a frozen dataclass with one method: from the segments of a sample to the place of each one's first
-token. All schemes number the tokens inside a segment alike, (frame, row, column), and leave the video at the origin unless
-they say otherwise. Kaleido, section 4.2 and appendix A.2, names most of them.
+token. All schemes number the tokens inside a segment alike, (frame, row, column), and leave the video at the origin
+unless they say otherwise. Kaleido, section 4.2 and appendix A.2, names most of them.
 """
 
 import abc
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Literal
 
@@ -50,7 +51,7 @@ class Extents:
         return _total(self.together & self.video[:, None, :], self.frames)
 
     def earlier_pictures(self) -> Int32[Array, "b s"]:
-        """For each reference, the frames of the pictures of its subject that come before it: by `pictures`, then in order."""
+        """For each reference, the frames of its subject's pictures before it: by `pictures`, then in token order."""
         sooner = self.pictures[:, None, :] < self.pictures[:, :, None]
         sooner |= self.before & (self.pictures[:, None, :] == self.pictures[:, :, None])
         same_subject = self.subjects[:, None, :] == self.subjects[:, :, None]
@@ -87,7 +88,7 @@ def _place(x: Extents, references: Array, videos: Array | None = None) -> Array:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Continuing(Scheme):
-    """References are further frames of the video: the Concat baseline, Phantom, VACE; with a gap, ContextAnyone's Gap-RoPE.
+    """References are further frames of the video: Concat, Phantom, VACE; with a gap, ContextAnyone's Gap-RoPE.
 
     references: whether they come "before" the video, which then starts after them, or "after" it (Phantom).
     gap: frames left empty between the references and the video; Gap-RoPE's beta (ContextAnyone uses 4).
@@ -112,10 +113,10 @@ class SpatialShift(Scheme):
 
     rows, columns: which axes are shifted (ShiftH, ShiftW, or both: ShiftW&H).
     offset: how far, in tokens; None = the height and width of the sample's video (equation 4), 80 = the released model.
-    overlap: whether all references share the shift; False = each starts where the one before it ends (with a fixed offset:
-        at twice, three times the offset).
-    time: "index" = reference i has t = i - 1 (a clip takes as many as it has frames); "zero" = all start at t = 0, the other
-        reading of section 4.2.
+    overlap: whether all references share the shift; False = each starts where the one before it ends (with a fixed
+        offset: at twice, three times the offset).
+    time: "index" = reference i has t = i - 1 (a clip takes as many as it has frames); "zero" = all start at t = 0,
+        the other reading of section 4.2.
     """
 
     rows: bool = True
@@ -157,7 +158,7 @@ class FixedTime(Scheme):
 
 @dataclasses.dataclass(frozen=True)
 class NegativeTime(Scheme):
-    """The pictures of each subject stand progressively earlier, T = -1, -2, -3 (Kaleido A.2, staggered negative time)."""
+    """The pictures of each subject stand progressively earlier, T = -1, -2, -3 (Kaleido A.2, staggered)."""
 
     def origins(self, x: Extents) -> tuple[Array, Array, Array]:
         zero = jnp.zeros_like(x.frames)
@@ -179,7 +180,9 @@ class VideoOnly(Scheme):
 
     def origins(self, x: Extents) -> tuple[Array, Array, Array]:
         if x.reference.any():
-            raise ValueError("this scheme places no reference tokens, but the layout has reference segments; remove them")
+            raise ValueError(
+                "this scheme places no reference tokens, but the layout has reference segments; remove them"
+            )
         zero = jnp.zeros_like(x.frames)
         return _place(x, zero, _video_time(x)), zero, zero
 
@@ -197,9 +200,9 @@ class Flat(Scheme):
 class Interleaved(Scheme):
     """LCT's [text][video] [text][video] ...: segments follow each other along the diagonal, texts lie on it.
 
-    Text token k stands at (a + k, a + k, a + k), the video after it starts at a + length, the next text where the largest
-    axis of that video ends. Within a shot, text and video so stand to each other as in a single shot. The global prompt is
-    a text before a dummy video. The paper fixes the mechanism, not the arithmetic:
+    Text token k stands at (a + k, a + k, a + k), the video after it starts at a + length, the next text where the
+    largest axis of that video ends. Within a shot, text and video so stand to each other as in a single shot. The
+    global prompt is a text before a dummy video. The paper fixes the mechanism, not the arithmetic:
 
     time: "diagonal" = time runs along as rows and columns do (as in M-RoPE, which the paper likens it to);
         "continuing" = a text stands at the time of its shot's first frame and the shots follow each other in time.
@@ -294,6 +297,38 @@ def _extents(layout: TokenLayout, contents: Contents) -> Extents:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Principles:
+    """Which of the three design principles of Kaleido A.2 a scheme meets, judged by positions alone and strictly.
+
+    distinguishable: no reference token stands where a video token does, nor one frame before or after it.
+    separable: no two references share a position.
+    unordered: no two references stand at one row and column in successive frames, as frames of a clip do. (The
+        paper's own R-RoPE, t = i - 1 at a shared shift, does not meet this one to the letter; without overlap it does.)
+    """
+
+    distinguishable: bool
+    separable: bool
+    unordered: bool
+
+
+def principles(layout: TokenLayout, scheme: Scheme) -> Principles:
+    """The principles that a scheme meets for the references and videos of a layout (all if it has no references)."""
+    places = np.asarray(positions(layout, scheme, stream=None))[0].astype(int)
+    tokens: dict[str, list[set[tuple[int, int, int]]]] = {"video": [], "reference": []}
+    for segment, piece in zip(layout.segments, layout.slices()):
+        if segment.kind in tokens:
+            tokens[segment.kind].append({tuple(place) for place in places[piece].tolist()})
+    references, video = tokens["reference"], set().union(*tokens["video"])
+    moved = lambda some, frames: {(t + frames, row, column) for t, row, column in some}
+    pairs = list(itertools.permutations(references, 2))
+    return Principles(
+        distinguishable=not any(moved(one, frames) & video for one in references for frames in (-1, 0, 1)),
+        separable=not any(one & other for one, other in pairs),
+        unordered=not any(moved(one, 1) & other for one, other in pairs),
+    )
+
+
 def axis_widths(head_dim: int) -> tuple[int, int, int]:
     """How Wan divides the width of a head between time, rows and columns: 128 = 44 + 42 + 42."""
     side = 2 * (head_dim // 6)
@@ -323,10 +358,11 @@ def rotary_angles(
 
 
 def apply_rotary(x: Float[Array, "b n h d"], angles: Float32[Array, "one_or_b n half"]) -> Float[Array, "b n h d"]:
-    """Turns values (2 i, 2 i + 1) of each head by angle i, as complex numbers are turned. In float32, returned as `x` came."""
+    """Turns values (2 i, 2 i + 1) of each head by angle i, like complex numbers; in float32, returned as `x` came."""
     if angles.shape[1] != x.shape[1] or 2 * angles.shape[2] != x.shape[3]:
         raise ValueError(
-            f"angles has shape {angles.shape}; x is {x.shape}, so it must be [1 or {x.shape[0]}, {x.shape[1]}, {x.shape[3] // 2}]"
+            f"angles has shape {angles.shape}; for x of shape {x.shape} "
+            f"it must be [1 or {x.shape[0]}, {x.shape[1]}, {x.shape[3] // 2}]"
         )
     cos, sin = jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :]
     even, odd = x[..., 0::2].astype(jnp.float32), x[..., 1::2].astype(jnp.float32)

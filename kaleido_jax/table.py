@@ -15,7 +15,8 @@ class TokenTable:
     positions: where each visual token stands (time, row, column), see `rope.positions`.
     lengths: tokens present in each segment, 0 = absent. subjects: which subject each segment shows.
     timesteps: flow time in [0, 1] of each visual segment. loss_weights: weight of each visual segment's mean loss.
-    self_mask: who reads whom among the visual tokens. text_mask: which visual token reads which text token. None: all do.
+    self_mask: who reads whom among the visual tokens. text_mask: which visual token reads which text token. None:
+    all do.
     """
 
     positions: Float32[AnyArray, "one_or_b n 3"]

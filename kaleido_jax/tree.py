@@ -9,12 +9,12 @@ T = TypeVar("T")
 
 
 def pytree(cls: type[T]) -> type[T]:
-    """Registers a frozen dataclass as a pytree; fields made with `static()` are part of its structure, the rest are leaves.
+    """Registers a frozen dataclass as a pytree; fields made with `static()` belong to its structure, not its leaves.
 
     Rebuilding it does not run `__init__`: JAX puts shapes, shardings and placeholders where arrays were, which neither
     `__post_init__` nor run-time type checks would accept.
     """
-    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    fields = dataclasses.fields(cls)
     leaves = tuple(field.name for field in fields if not field.metadata.get("static"))
     statics = tuple(field.name for field in fields if field.metadata.get("static"))
 
