@@ -26,7 +26,7 @@ class Branch:
 
 @dataclass(frozen=True)
 class Guidance:
-    """Branches and their weights, which sum to 1. A branch of weight 0 is left out: it would be computed for nothing."""
+    """Branches and their weights, which sum to 1. A branch of weight 0 is left out, so that nobody computes it."""
 
     branches: tuple[Branch, ...]
     weights: tuple[float, ...]
@@ -87,7 +87,9 @@ def guided(
             which is slower on an accelerator and needs less memory.
     """
     if len(conditions) != len(guidance.branches):
-        raise ValueError(f"conditions must be one for each of the {len(guidance.branches)} branches, got {len(conditions)}.")
+        raise ValueError(
+            f"conditions must be one for each of the {len(guidance.branches)} branches, got {len(conditions)}."
+        )
     count = len(conditions)
     if not batched or count == 1:
         return lambda x, t: guidance.combine([velocity(x, t, condition) for condition in conditions])

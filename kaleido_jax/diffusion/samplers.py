@@ -115,7 +115,7 @@ def unipc_diffusers(steps: int, shift: float = 5.0) -> Steps:
 
 
 def dpmpp_2m_wan(steps: int, shift: float = 5.0) -> Steps:
-    """DPM-Solver++ 2M (midpoint) as in Wan's code: starts at exactly 1, so that its second step is still first order."""
+    """DPM-Solver++ 2M (midpoint) as in Wan's code: starts at exactly 1, hence its second step is still first order."""
     return _multistep(shift_times(np.linspace(1.0, 0.0, _checked(steps, shift) + 1)[:-1], shift), corrector=False)
 
 

@@ -1,6 +1,6 @@
 """Text: encoders and tokenizers."""
 
-from kaleido_jax.models.text.tokenizer import TruncatedText, UnknownWords, Tokenizer
+from kaleido_jax.models.text.tokenizer import Tokenizer, TruncatedText, UnknownWords
 from kaleido_jax.models.text.umt5.config import UMT5Config
 from kaleido_jax.models.text.umt5.modeling import UMT5Encoder
 

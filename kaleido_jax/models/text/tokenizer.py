@@ -8,7 +8,6 @@ import re
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tokenizers
@@ -21,7 +20,7 @@ _POSSESSIVE, _WORD = r"['’]s\b", r"[\p{L}\p{N}]+"
 
 
 class TruncatedText(UserWarning):
-    """A text is longer than the encoder reads: `kept` of `total` tokens are read, the last of them ending `kept_text`."""
+    """A text is longer than the encoder reads: of `total` tokens it reads the first `kept`, those of `kept_text`."""
 
     def __init__(self, kept: int, total: int, kept_text: str):
         super().__init__(
@@ -47,11 +46,11 @@ class Tokenizer:
     `vocab_size` is the number of ids in use.
     """
 
-    def __init__(self, backend: Any):
+    def __init__(self, backend: "_Library | _SentencePiece"):
         self._backend = backend
-        self.pad_id, self.end_id, self.unknown_id = (backend.token_to_id(token) for token in (PAD, END, UNKNOWN))
-        self.vocab_size: int = backend.get_vocab_size()
-        if None in (self.pad_id, self.end_id):
+        self.pad_id, self.end_id, self.unknown_id = (backend.special_id(token) for token in (PAD, END, UNKNOWN))
+        self.vocab_size = backend.vocab_size
+        if self.pad_id is None or self.end_id is None:
             raise InputError(f"The tokenizer has no {PAD} or {END} token; it is not one of the T5 family.")
 
     @classmethod
@@ -61,7 +60,7 @@ class Tokenizer:
         candidates = [path / "tokenizer.json", path / "spiece.model"] if path.is_dir() else [path]
         for file in candidates:
             if file.is_file():
-                return cls(_SentencePiece(file) if file.suffix == ".model" else _read_json(file))
+                return cls(_SentencePiece(file) if file.suffix == ".model" else _Library.load(file))
         raise InputError(f"There is no tokenizer.json or spiece.model at {printable(str(path))}.")
 
     @classmethod
@@ -84,13 +83,13 @@ class Tokenizer:
         if not 3 < len(vocabulary) <= limit:
             raise UsageError(f"The word list has {len(known)} words; a tokenizer takes 1 to {limit - 3}.")
         backend.model = tokenizers.models.WordLevel(vocabulary, unk_token=UNKNOWN)
-        return cls(backend)
+        return cls(_Library(backend))
 
     def save(self, path: str | Path) -> None:
         """Writes tokenizer.json (of a tokenizer that was not read from a spiece.model)."""
         if isinstance(self._backend, _SentencePiece):
             raise UsageError("A sentencepiece tokenizer has no tokenizer.json; copy its spiece.model instead.")
-        self._backend.save(str(path))
+        self._backend.save(path)
 
     def encode(self, texts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
         """Ids of each text, int32 [texts, length], padded on the right, and how many are real, int32 [texts].
@@ -104,24 +103,21 @@ class Tokenizer:
         lengths = np.zeros(len(texts), np.int32)
         for row, text in enumerate(texts):
             text = clean(text)
-            encoding = self._backend.encode(text, add_special_tokens=False)
-            kept = min(len(encoding.ids), length - 1)
-            if kept < len(encoding.ids):
-                kept_text = text[: encoding.offsets[kept - 1][1]] if kept else ""
-                warnings.warn(TruncatedText(kept + 1, len(encoding.ids) + 1, kept_text), stacklevel=2)
-            if unknown := self._unknown(text, encoding):
-                warnings.warn(UnknownWords(unknown), stacklevel=2)
-            ids[row, : kept + 1] = [*encoding.ids[:kept], self.end_id]
-            lengths[row] = kept + 1
+            body = self._backend.ids(text)
+            kept = body[: length - 1]
+            if len(kept) < len(body):
+                start = self._backend.beginning(text, len(kept))
+                warnings.warn(TruncatedText(len(kept) + 1, len(body) + 1, start), stacklevel=2)
+            if self.unknown_id in body:
+                warnings.warn(UnknownWords(self._unknown(text)), stacklevel=2)
+            ids[row, : len(kept) + 1] = [*kept, self.end_id]
+            lengths[row] = len(kept) + 1
         return ids, lengths
 
-    def _unknown(self, text: str, encoding: Any) -> dict[str, str | None]:
-        spans = [span for token, span in zip(encoding.ids, encoding.offsets) if token == self.unknown_id]
-        words = dict.fromkeys(text[start:end] for start, end in spans)
-        # Only a list of whole words can hold a word that was meant; pieces of words would be noise.
-        whole_words = isinstance(getattr(self._backend, "model", None), tokenizers.models.WordLevel)
-        known = set(self._backend.get_vocab()) - {PAD, END, UNKNOWN} if words and whole_words else set()
-        return {word: nearest_name(word.lower(), sorted(known)) for word in words}
+    def _unknown(self, text: str) -> dict[str, str | None]:
+        pairs = zip(self._backend.ids(text), self._backend.surfaces(text))
+        words = dict.fromkeys(surface for index, surface in pairs if index == self.unknown_id)
+        return {word: nearest_name(word.lower(), self._backend.words) for word in words}
 
 
 def clean(text: str) -> str:
@@ -131,45 +127,68 @@ def clean(text: str) -> str:
     return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(text)))).strip()
 
 
-def _read_json(file: Path) -> tokenizers.Tokenizer:
-    try:
-        backend = tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises no narrower class
-        raise InputError(f"{printable(str(file))} is not a tokenizer.json: {error}.") from error
-    backend.no_padding()
-    backend.no_truncation()
-    return backend
+class _Library:
+    """A tokenizer of the `tokenizers` library, without its own special tokens, padding and truncation."""
 
+    def __init__(self, tokenizer: tokenizers.Tokenizer):
+        self._tokenizer = tokenizer
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self.vocab_size = tokenizer.get_vocab_size()
+        # Only a list of whole words can hold the word that was meant; pieces of words would be noise.
+        whole = isinstance(tokenizer.model, tokenizers.models.WordLevel)
+        self.words = sorted(set(tokenizer.get_vocab()) - {PAD, END, UNKNOWN}) if whole else []
 
-class _Encoding:
-    """Ids and the characters that each stands for, named as the `tokenizers` library does."""
+    @classmethod
+    def load(cls, file: Path) -> "_Library":
+        try:
+            return cls(tokenizers.Tokenizer.from_file(str(file)))
+        except Exception as error:  # the library raises no narrower class
+            raise InputError(f"{printable(str(file))} is not a tokenizer.json: {error}.") from error
 
-    def __init__(self, pieces: Any):
-        self.ids = [piece.id for piece in pieces]
-        self.offsets = [(piece.begin, piece.end) for piece in pieces]
+    def save(self, path: str | Path) -> None:
+        self._tokenizer.save(str(path))
+
+    def special_id(self, token: str) -> int | None:
+        return self._tokenizer.token_to_id(token)
+
+    def ids(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def surfaces(self, text: str) -> list[str]:
+        """The characters that each token stands for."""
+        return [text[a:b] for a, b in self._tokenizer.encode(text, add_special_tokens=False).offsets]
+
+    def beginning(self, text: str, count: int) -> str:
+        """The part of the text that its first `count` tokens stand for."""
+        offsets = self._tokenizer.encode(text, add_special_tokens=False).offsets
+        return text[: offsets[count - 1][1]] if count else ""
 
 
 class _SentencePiece:
-    """A spiece.model behind the few methods of `tokenizers.Tokenizer` that are used here."""
+    """A spiece.model behind the same methods."""
+
+    words: tuple[str, ...] = ()
 
     def __init__(self, file: Path):
-        try:
-            import sentencepiece
-        except ImportError as error:
-            raise InputError(f"Reading {printable(str(file))} needs the package sentencepiece.") from error
+        import sentencepiece  # only releases without a tokenizer.json need it
+
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             self._processor.Load(str(file))
         except (RuntimeError, OSError) as error:
             raise InputError(f"{printable(str(file))} is not a sentencepiece model.") from error
+        self.vocab_size: int = self._processor.GetPieceSize()
 
-    def token_to_id(self, token: str) -> int | None:
+    def special_id(self, token: str) -> int | None:
         index = self._processor.PieceToId(token)
         return index if self._processor.IdToPiece(index) == token else None
 
-    def get_vocab_size(self) -> int:
-        return self._processor.GetPieceSize()
+    def ids(self, text: str) -> list[int]:
+        return self._processor.EncodeAsIds(text)
 
-    def encode(self, text: str, add_special_tokens: bool) -> _Encoding:
-        del add_special_tokens  # sentencepiece adds none by itself
-        return _Encoding(self._processor.encode(text, out_type="immutable_proto").pieces)
+    def surfaces(self, text: str) -> list[str]:
+        return [piece.replace("▁", "") for piece in self._processor.EncodeAsPieces(text)]
+
+    def beginning(self, text: str, count: int) -> str:
+        return self._processor.DecodePieces(self._processor.EncodeAsPieces(text)[:count])
