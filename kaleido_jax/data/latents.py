@@ -49,6 +49,8 @@ class LatentCache:
         if len(self._rows) < samples:
             raise InputError(f"{self.folder} holds {len(self._rows)} samples, fewer than the {samples} asked for")
         self._rows = self._rows[:samples]
+        counts = [len(self._shards[shard][2][row]["subjects"]) for shard, row in self._rows]
+        self.reference_counts = np.asarray(counts, np.int32)  # [samples]
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -65,11 +67,6 @@ class LatentCache:
             prompt=entry["prompt"],
             seed=entry["seed"],
         )
-
-    def reference_counts(self) -> np.ndarray:
-        """int32 [samples]: how many references each sample has."""
-        counts = [len(self._shards[shard][2][row]["subjects"]) for shard, row in self._rows]
-        return np.asarray(counts, np.int32)
 
 
 def write_cache(

@@ -1,0 +1,1 @@
+"""Data: the procedural world, records and loaders."""
