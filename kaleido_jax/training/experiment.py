@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from kaleido_jax.models.text.config import UMT5Config
-from kaleido_jax.models.wan.config import WanConfig
+from kaleido_jax.models.text import UMT5Config
+from kaleido_jax.models.wan import WanConfig
 from kaleido_jax.training.optimizer import OptimizerConfig
 
 
@@ -16,6 +16,7 @@ class DataConfig:
     size: int = 96  # pixels of the square picture
     frames: int = 17
     references: int = 3  # at most this many a sample
+    reference_buckets: bool = True  # cached batches of one reference count each: no compute on absent ones
     samples: int = 4096  # in the cache; the world itself never repeats one
     heldout: int = 96  # samples for the held-out loss
     folder: str = ""  # of the cache; empty: "latents" in the work directory
@@ -85,7 +86,7 @@ class Experiment:
     name: str
     seed: int = 0
     method: str = "kaleido"
-    scheme: str = "shift_wh"
+    scheme: str = "shift-wh"
     vae: str = ""  # folder of a model that has a VAE; empty: the one that comes with the package
     transformer: WanConfig
     text: UMT5Config

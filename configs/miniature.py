@@ -1,0 +1,36 @@
+"""The miniature: Kaleido's conditioning on the procedural world, sized for two CPU cores.
+
+    kaleido train configs/miniature.py --workdir runs/miniature
+
+Five latent frames of 12 x 12 make 180 video tokens, and 36 more for each of up to three references. The first start
+encodes `data.samples` samples with the frozen VAE; with a GPU, skip that and compute in bfloat16:
+
+    kaleido train configs/miniature.py --workdir runs/miniature data.source=world data.workers=8 \
+        transformer.dtype=bfloat16 train.steps=100000
+"""
+
+from kaleido_jax.models.text import UMT5Config
+from kaleido_jax.models.wan import WanConfig
+from kaleido_jax.training.experiment import (
+    CheckpointConfig,
+    DataConfig,
+    Experiment,
+    FlowConfig,
+    SamplingConfig,
+    TrainConfig,
+)
+from kaleido_jax.training.optimizer import OptimizerConfig
+
+
+def config() -> Experiment:
+    return Experiment(
+        name="miniature",
+        transformer=WanConfig(dim=192, ffn_dim=768, heads=4, layers=6, text_dim=128, freq_dim=128),
+        text=UMT5Config.miniature(),
+        data=DataConfig(samples=6144, heldout=96),
+        flow=FlowConfig(shift=1.5),
+        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=100, ema_decay=0.998),
+        train=TrainConfig(steps=20_000, batch=16, log_every=20, evaluate_every=500, sample_every=500),
+        checkpoint=CheckpointConfig(every=250),
+        sampling=SamplingConfig(steps=30, guidance=3.0, shift=3.0),
+    )

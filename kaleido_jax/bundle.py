@@ -1,0 +1,183 @@
+"""A model as a folder: `config.json`, one safetensors file for each network, and the tokenizer.
+
+The files hold our own parameters under dotted names, e.g. `blocks.self_attention.query.weight`; reading and writing the
+layouts of other projects is `kaleido_jax.porting`'s work.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import nnx
+
+from kaleido_jax.config import from_json, to_json
+from kaleido_jax.errors import InputError, StorageError
+from kaleido_jax.models.text import Tokenizer, UMT5Config, UMT5Encoder
+from kaleido_jax.models.vae import VAEConfig, WanVAE
+from kaleido_jax.models.wan import WanConfig, WanTransformer
+from kaleido_jax.typing import Array
+
+M = TypeVar("M", bound=nnx.Module)
+
+CONFIG = "config.json"
+TOKENIZER = "tokenizer.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defaults:
+    """What a model was trained for, and how it is sampled when nothing else is said."""
+
+    height: int
+    width: int
+    frames: int
+    frames_per_second: int
+    references: int
+    text_tokens: int
+    steps: int
+    guidance: float
+    shift: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleConfig:
+    """Everything of a model but its weights; `method` and `scheme` say how its token sequence is laid out."""
+
+    name: str
+    method: str
+    scheme: str
+    transformer: WanConfig
+    vae: VAEConfig
+    text: UMT5Config
+    defaults: Defaults
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A model ready to run."""
+
+    config: BundleConfig
+    transformer: WanTransformer
+    vae: WanVAE
+    text: UMT5Encoder
+    tokenizer: Tokenizer
+
+
+def parameters(module: nnx.Module) -> dict[str, Array]:
+    """A module's parameters by dotted name, in sorted order."""
+    flat = nnx.to_flat_state(nnx.state(module, nnx.Param))
+    return {".".join(map(str, path)): variable.get_value() for path, variable in sorted(flat, key=lambda item: str(item[0]))}
+
+
+def merge(graph: nnx.GraphDef[M], values: Mapping[str, Array]) -> M:
+    """The module that `graph` describes, with `values` by dotted name; the inverse of `parameters`. Works under jit."""
+    flat = [(tuple(int(k) if k.isdigit() else k for k in name.split(".")), nnx.Param(v)) for name, v in values.items()]
+    return nnx.merge(graph, nnx.from_flat_state(flat))
+
+
+def abstract(make: Callable[[], M]) -> tuple[nnx.GraphDef[M], dict[str, jax.ShapeDtypeStruct]]:
+    """The graph and the shapes of the module that `make` makes, without making it."""
+    module = nnx.eval_shape(make)
+    return nnx.split(module)[0], parameters(module)
+
+
+def save_bundle(folder: str | Path, bundle: Bundle, *, dtype: str = "float32") -> None:
+    """Write a model folder; it appears under its name only when it is whole. `dtype` is that of the stored weights."""
+    folder = Path(folder).absolute()
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        document = {"format": FORMAT} | to_json(bundle.config)
+        (partial / CONFIG).write_text(json.dumps(document, indent=1) + "\n")
+        for part in ("transformer", "vae", "text"):
+            save_parameters(partial / f"{part}.safetensors", parameters(getattr(bundle, part)), dtype=dtype)
+        bundle.tokenizer.save(partial / TOKENIZER)
+        if folder.exists():
+            previous = folder.with_name(f".{folder.name}.previous-{os.getpid()}")
+            folder.rename(previous)
+            partial.rename(folder)
+            shutil.rmtree(previous)
+        else:
+            partial.rename(folder)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise StorageError(f"the model could not be written to {folder}: {error}") from error
+
+
+def load_bundle(folder: str | Path) -> Bundle:
+    """Read a model folder. Raises InputError that names the file and what is wrong with it."""
+    folder = Path(folder)
+    config = load_config(folder)
+    transformer, vae, text = config.transformer, config.vae, config.text
+    return Bundle(
+        config=config,
+        transformer=load_module(folder / "transformer.safetensors", lambda: WanTransformer(transformer, nnx.Rngs(0))),
+        vae=load_module(folder / "vae.safetensors", lambda: WanVAE(vae, nnx.Rngs(0))),
+        text=load_module(folder / "text.safetensors", lambda: UMT5Encoder(text, nnx.Rngs(0))),
+        tokenizer=Tokenizer.load(folder / TOKENIZER),
+    )
+
+
+def load_config(folder: str | Path) -> BundleConfig:
+    """The `config.json` of a model folder."""
+    return from_json(BundleConfig, _document(Path(folder) / CONFIG), str(Path(folder) / CONFIG))
+
+
+def load_vae(folder: str | Path) -> WanVAE:
+    """Only the VAE of a folder whose `config.json` has a `vae` section; the rest of a model need not be there."""
+    path = Path(folder) / CONFIG
+    document = _document(path)
+    if "vae" not in document:
+        raise InputError(f"{path} has no vae section")
+    config = from_json(VAEConfig, document["vae"], f"{path}: vae")
+    return load_module(Path(folder) / "vae.safetensors", lambda: WanVAE(config, nnx.Rngs(0)))
+
+
+def _document(path: Path) -> dict:
+    try:
+        document = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"{path.parent} is not a model folder: it has no {path.name}") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    if not isinstance(document, dict) or document.pop("format", None) != FORMAT:
+        raise InputError(f"{path} is not of format {FORMAT}, the one this version reads")
+    return document
+
+
+def save_parameters(path: str | Path, values: Mapping[str, Array], *, dtype: str = "float32") -> None:
+    """Write parameters by dotted name; `dtype` "float16" halves the file and rounds to 11 bits."""
+    stored = {name: np.ascontiguousarray(np.asarray(value, dtype)) for name, value in values.items()}
+    safetensors.numpy.save_file(stored, str(path), metadata={"format": "kaleido_jax"})
+
+
+def load_module(path: str | Path, make: Callable[[], M]) -> M:
+    """The module that `make` makes, with the weights of a safetensors file cast to its own dtypes.
+
+    Raises InputError that lists all missing, unexpected and misshaped tensors at once.
+    """
+    graph, wanted = abstract(make)
+    try:
+        stored = safetensors.numpy.load_file(str(path))
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"the weights {path} cannot be read: {error}") from error
+    problems = [f"{name} is missing" for name in wanted if name not in stored]
+    problems += [f"{name} is unexpected" for name in stored if name not in wanted]
+    problems += [
+        f"{name} has shape {stored[name].shape}, not {leaf.shape}"
+        for name, leaf in wanted.items()
+        if name in stored and stored[name].shape != leaf.shape
+    ]
+    if problems:
+        raise InputError(f"{path} does not fit its config in {len(problems)} tensors: {'; '.join(problems[:20])}")
+    return merge(graph, {name: jnp.asarray(stored[name], leaf.dtype) for name, leaf in wanted.items()})

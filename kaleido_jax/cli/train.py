@@ -1,0 +1,39 @@
+"""`kaleido train`: run an experiment, or continue it, in a work directory."""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments; imports nothing heavy."""
+    parser.add_argument("config", help="a Python file with a function config(), such as configs/miniature.py")
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="fields of the config to change")
+    parser.add_argument("--workdir", required=True, help="checkpoints, metrics, pictures; run again to continue")
+    parser.add_argument(
+        "--export", metavar="FOLDER", help="do not train: write the newest checkpoint as a model folder"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, or export; returns the exit code."""
+    from kaleido_jax import config
+    from kaleido_jax.errors import UsageError
+    from kaleido_jax.training.experiment import Experiment
+
+    experiment = config.load(args.config)
+    if not isinstance(experiment, Experiment):
+        raise UsageError(f"{args.config} describes a {type(experiment).__name__}; kaleido train runs an Experiment")
+    experiment = config.override(experiment, args.overrides)
+
+    from kaleido_jax.training.miniature import prepare
+    from kaleido_jax.training.loop import train
+    from kaleido_jax.training.signals import Signals
+
+    with Signals() as signals:
+        prepared = prepare(experiment, args.workdir)
+        if args.export:
+            state, _ = prepared.restore()
+            if state is prepared.initial:
+                raise UsageError(f"there is no checkpoint in {args.workdir} to export")
+            prepared.export(state, args.export)
+            return 0
+        return int(train(prepared, signals))

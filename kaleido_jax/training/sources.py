@@ -1,0 +1,156 @@
+"""Where batches come from: cached latents, or the procedural world rendered on the fly.
+
+A source is a pure function of the step, so a resumed run sees what an undisturbed one would have seen, whatever the
+number of loader workers. All samples of a batch fill one bucket: the number of reference slots.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import grain
+import numpy as np
+
+from kaleido_jax.data.latents import LatentCache
+from kaleido_jax.models.text import Tokenizer
+from kaleido_jax.training.experiment import DataConfig
+from kaleido_jax.training.state import Batch
+
+
+class Source(Protocol):
+    """A batch for every step; `video` and `references` are latents, or uint8 pixels where `pixels` is true."""
+
+    pixels: bool
+
+    def batch(self, step: int) -> Batch: ...
+
+
+@dataclass(frozen=True)
+class CachedSource:
+    """Batches of cached latents in an order shuffled anew each epoch.
+
+    With `reference_buckets` a batch holds samples of one reference count, so there is one program for each; otherwise
+    counts are mixed in one program. What does not fill a batch is left for another epoch's shuffle.
+    """
+
+    cache: LatentCache
+    tokenizer: Tokenizer
+    config: DataConfig
+    size: int  # samples of a batch
+    seed: int
+    pixels: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.batches_per_epoch:
+            raise ValueError(f"{len(self.cache)} cached samples do not fill a batch of {self.size} of equal reference count")
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return sum(int(n) // self.size for n in np.bincount(self._buckets()))
+
+    def _buckets(self) -> np.ndarray:
+        """The number of reference slots that each sample is given."""
+        counts = np.minimum(self.cache.reference_counts, self.config.references)
+        return counts if self.config.reference_buckets else np.full_like(counts, self.config.references)
+
+    def batch(self, step: int) -> Batch:
+        epoch, place = divmod(step, self.batches_per_epoch)
+        return self._assemble(self._plan(epoch)[place], np.random.default_rng([self.seed, 1, step]))
+
+    def _plan(self, epoch: int) -> list[np.ndarray]:
+        """The samples of every batch of an epoch."""
+        buckets = self._buckets()
+        random = np.random.default_rng([self.seed, 0, epoch])
+        order = random.permutation(len(buckets))
+        batches = []
+        for slots in np.unique(buckets):
+            members = order[buckets[order] == slots]
+            batches += [members[i : i + self.size] for i in range(0, len(members) - self.size + 1, self.size)]
+        return [batches[i] for i in random.permutation(len(batches))]
+
+    def _assemble(self, chosen: np.ndarray, random: np.random.Generator) -> Batch:
+        samples = [self.cache[int(index)] for index in chosen]
+        picks = [choose_references(len(s.references), self.config, random) for s in samples]
+        slots = int(self._buckets()[chosen].max())
+        return assemble(
+            [s.video for s in samples],
+            [s.references[list(pick)] for s, pick in zip(samples, picks)],
+            [[s.subjects[i] for i in pick] for s, pick in zip(samples, picks)],
+            prompts(self.tokenizer, [s.prompt for s in samples], self.config, random),
+            slots,
+        )
+
+
+@dataclass(frozen=True)
+class WorldSource:
+    """Batches of the procedural world as pixels; no sample is ever seen twice."""
+
+    render: Callable[[int], Any]
+    tokenizer: Tokenizer
+    config: DataConfig
+    size: int
+    seed: int
+    pixels: bool = True
+
+    def batch(self, step: int) -> Batch:
+        random = np.random.default_rng([self.seed, 1, step])
+        samples = [self.render(step * self.size + i) for i in range(self.size)]
+        picks = [choose_references(len(s.references), self.config, random) for s in samples]
+        return assemble(
+            [s.video for s in samples],
+            [np.stack([s.references[i][0] for i in pick]) for s, pick in zip(samples, picks)],
+            [[s.references[i][1] for i in pick] for s, pick in zip(samples, picks)],
+            prompts(self.tokenizer, [s.prompt for s in samples], self.config, random),
+            self.config.references,
+        )
+
+
+def choose_references(count: int, config: DataConfig, random: np.random.Generator) -> list[int]:
+    """Which of a sample's references are shown, in their order: mostly all, else some of them, at least one."""
+    shown = count
+    if random.random() < config.reference_subsets:
+        shown = int(random.integers(1, count + 1))
+    return sorted(int(i) for i in random.permutation(count)[: min(shown, config.references)])
+
+
+def prompts(
+    tokenizer: Tokenizer, texts: list[str], config: DataConfig, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids [b, m] and lengths [b]; some prompts are replaced by the empty one, for guidance."""
+    dropped = random.random(len(texts)) < config.text_dropout
+    return tokenizer.encode(["" if drop else text for text, drop in zip(texts, dropped)], config.text_tokens)
+
+
+def assemble(
+    videos: list[np.ndarray],
+    references: list[np.ndarray],
+    subjects: list[list[int]],
+    text: tuple[np.ndarray, np.ndarray],
+    slots: int,
+) -> Batch:
+    """Stack samples with up to `slots` references; what is absent is zero. Subjects are numbered from 0 as shown."""
+    count = len(videos)
+    stacked = np.zeros((count, slots, *references[0].shape[1:]), references[0].dtype)
+    shown = np.zeros((count, slots), np.int32)
+    for row, (pictures, numbers) in enumerate(zip(references, subjects)):
+        stacked[row, : len(pictures)] = pictures
+        order = list(dict.fromkeys(numbers))
+        shown[row, : len(numbers)] = [order.index(number) for number in numbers]
+    return Batch(
+        video=np.stack(videos),
+        references=stacked,
+        reference_counts=np.asarray([len(pictures) for pictures in references], np.int32),
+        subjects=shown,
+        text=text[0],
+        text_lengths=text[1],
+        indices=np.arange(count, dtype=np.int32),
+    )
+
+
+def stream(source: Source, start: int, stop: int, workers: int) -> Iterator[Batch]:
+    """The batches of steps `start` to `stop`, read ahead in threads, or in `workers` processes if that is above 0."""
+    dataset = grain.MapDataset.range(start, stop).map(source.batch)
+    if not workers:
+        return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
+    options = grain.multiprocessing.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4)
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)).mp_prefetch(options))

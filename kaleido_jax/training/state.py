@@ -1,0 +1,70 @@
+"""What a training run carries from step to step."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from kaleido_jax.training.optimizer import OptimizerConfig, direction
+from kaleido_jax.tree import pytree
+from kaleido_jax.typing import AnyArray, Array, Int, PyTree
+
+# Parameters of every trained network, by its name ("transformer", "text") and then by dotted name.
+Parameters = dict[str, dict[str, Array]]
+
+
+@pytree
+@dataclass(frozen=True, kw_only=True)
+class TrainState:
+    """Everything that a checkpoint holds. Float leaves are float32, whatever the networks compute in."""
+
+    step: Int[AnyArray, ""]  # steps done, skipped ones among them
+    skipped: Int[AnyArray, ""]  # non-finite steps in all
+    skipped_in_a_row: Int[AnyArray, ""]
+    parameters: Parameters
+    average: Parameters  # exponential moving average; what is evaluated and exported
+    moments: PyTree  # of the optimizer
+
+
+@pytree
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One batch on its way into the step; all samples fill the same bucket.
+
+    Absent references (at or after a sample's count) hold anything: they are masked and never read.
+    """
+
+    video: AnyArray  # [b, f, h, w, z] latents
+    references: AnyArray  # [b, r, h, w, z] latents
+    reference_counts: AnyArray  # int32 [b]
+    subjects: AnyArray  # int32 [b, r]
+    text: AnyArray  # int32 [b, m] token ids
+    text_lengths: AnyArray  # int32 [b]
+    indices: AnyArray  # int32 [b], place in the batch that the random numbers of a sample are drawn for
+
+
+def create(config: OptimizerConfig, parameters: Mapping[str, Mapping[str, Array]]) -> TrainState:
+    """The state before the first step; the average starts as a copy, so that the state may be donated."""
+    own = {part: {name: jnp.asarray(value) for name, value in leaves.items()} for part, leaves in parameters.items()}
+    moments = direction(config).init(own)
+    zero = lambda: jnp.zeros((), jnp.int32)
+    return TrainState(
+        step=zero(),
+        skipped=zero(),
+        skipped_in_a_row=zero(),
+        parameters=own,
+        average=jax.tree.map(jnp.copy, own),
+        moments=moments,
+    )
+
+
+def size(parameters: Parameters) -> int:
+    """How many numbers there are to train."""
+    return sum(leaf.size for leaf in jax.tree.leaves(parameters))
+
+
+def global_norm(tree: PyTree) -> Array:
+    """Euclidean norm of all leaves together."""
+    return optax.global_norm(tree)

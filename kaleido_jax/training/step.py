@@ -1,0 +1,148 @@
+"""One training step: noise the video, predict the velocity, follow the gradient; nothing changes if it is not finite.
+
+Pure functions of (parameters, batch, random seed); what is static (the layout, the networks' graphs, the config) is bound
+once for each bucket, see `kaleido_jax.training.loop`.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from kaleido_jax.bundle import merge
+from kaleido_jax.diffusion import flow
+from kaleido_jax.layout import TokenLayout, patchify
+from kaleido_jax.methods import kaleido
+from kaleido_jax.models.text import UMT5Encoder
+from kaleido_jax.models.wan import WanTransformer
+from kaleido_jax.training import optimizer
+from kaleido_jax.training.experiment import Experiment
+from kaleido_jax.training.state import Batch, Parameters, TrainState
+from kaleido_jax.typing import Array, Float
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The graphs of the trained networks; static and hashable."""
+
+    transformer: nnx.GraphDef[WanTransformer]
+    text: nnx.GraphDef[UMT5Encoder]
+
+
+def sample_losses(
+    parameters: Parameters,
+    batch: Batch,
+    times: Float[Array, "b"],
+    noise: Float[Array, "b f h w z"],
+    *,
+    networks: Networks,
+    experiment: Experiment,
+    layout: TokenLayout,
+) -> Float[Array, "b"]:
+    """Mean squared velocity error of every sample at the given times and noise."""
+    patch = experiment.transformer.patch
+    clean = batch.video.astype(jnp.float32)
+    noisy = flow.add_noise(clean, noise, times[:, None, None, None, None])
+    references = batch.references.astype(jnp.float32)
+    tokens = kaleido.tokens(noisy, [references[:, i : i + 1] for i in range(references.shape[1])], patch)
+    table = kaleido.table(
+        layout,
+        times=times,
+        reference_counts=batch.reference_counts,
+        subjects=batch.subjects,
+        text_lengths=batch.text_lengths,
+        scheme=experiment.scheme,
+    )
+    context = merge(networks.text, parameters["text"])(batch.text, batch.text_lengths)
+    velocity = merge(networks.transformer, parameters["transformer"])(tokens, table, context, layout=layout)
+    target = patchify(flow.velocity_target(clean, noise), patch)
+    return flow.segment_loss(
+        velocity.astype(jnp.float32),
+        target,
+        tokens=[target.shape[1]],
+        lengths=jnp.full((target.shape[0], 1), target.shape[1], jnp.int32),
+        weights=jnp.ones((target.shape[0], 1), jnp.float32),
+    )
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    progress: Float[Array, ""],
+    *,
+    networks: Networks,
+    experiment: Experiment,
+    layout: TokenLayout,
+) -> tuple[TrainState, dict[str, Array]]:
+    """The next state, and the step's loss, gradient norm, learning rate and whether it was skipped.
+
+    `progress`, the share of the run that is done, sets the learning rate. A step whose loss or gradient is not finite
+    changes neither parameters, average nor moments.
+    """
+    config = experiment.optimizer
+    keys = flow.sample_keys(experiment.seed, state.step, batch.indices)
+    time_keys, noise_keys = jnp.unstack(jax.vmap(lambda key: jax.random.split(key, 2))(keys), axis=1)
+    times = flow.sample_times(
+        time_keys, mean=experiment.flow.mean, std=experiment.flow.std, shift=experiment.flow.shift
+    )[:, 0]
+    noise = flow.sample_noise(noise_keys, batch.video.shape[1:])
+
+    def loss_of(parameters: Parameters) -> Array:
+        return jnp.mean(
+            sample_losses(parameters, batch, times, noise, networks=networks, experiment=experiment, layout=layout)
+        )
+
+    loss, gradient = jax.value_and_grad(loss_of)(state.parameters)
+    norm = optax.global_norm(gradient)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+
+    rate = optimizer.learning_rate(config, state.step.astype(jnp.float32), progress)
+    with jax.numpy_dtype_promotion("standard"):  # optax raises a Python float to an integer power
+        directions, moments = optimizer.direction(config).update(gradient, state.moments, state.parameters)
+    parameters = jax.tree.map(lambda p, d: p - rate * d, state.parameters, directions)
+    done = state.step.astype(jnp.float32)
+    decay = jnp.minimum(config.ema_decay, (1.0 + done) / (10.0 + done))  # so that the first steps do not linger
+    average = jax.tree.map(lambda a, p: optimizer.average(a, p, decay), state.average, parameters)
+
+    keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+    skip = 1 - finite.astype(jnp.int32)
+    following = TrainState(
+        step=state.step + 1,
+        skipped=state.skipped + skip,
+        skipped_in_a_row=(state.skipped_in_a_row + 1) * skip,
+        parameters=keep(parameters, state.parameters),
+        average=keep(average, state.average),
+        moments=keep(moments, state.moments),
+    )
+    return following, {
+        "loss": loss,
+        "gradient_norm": norm,
+        "learning_rate": rate,
+        "skipped_in_a_row": following.skipped_in_a_row,
+    }
+
+
+EVALUATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+def evaluation_losses(
+    parameters: Parameters,
+    batch: Batch,
+    *,
+    networks: Networks,
+    experiment: Experiment,
+    layout: TokenLayout,
+) -> Float[Array, "b times"]:
+    """Losses at fixed times with noise that is the same at every evaluation, so that two of them can be compared."""
+    keys = flow.sample_keys(experiment.seed, 0, batch.indices)
+    noise = flow.sample_noise(keys, batch.video.shape[1:])
+
+    def at(time: Float[Array, ""]) -> Float[Array, "b"]:
+        times = jnp.broadcast_to(time, batch.indices.shape)
+        return sample_losses(
+            parameters, batch, times, noise, networks=networks, experiment=experiment, layout=layout
+        )
+
+    return jax.lax.map(at, jnp.asarray(EVALUATION_TIMES, jnp.float32)).T
