@@ -1,0 +1,127 @@
+"""The program that decodes a clip in a process of its own, run by `kaleido_jax.media.clips` and by nothing else.
+
+A decoder fed with hostile bytes may crash, hang, or eat all memory; here it takes only itself down. It imports nothing
+of this package. The clip comes on standard input; the answer goes to standard output: one line of JSON, then the frames
+as raw RGB bytes, already scaled down and few, so that the parent's memory is bounded whatever the clip is.
+"""
+
+import contextlib
+import io
+import json
+import sys
+
+
+class Refused(Exception):
+    """The clip cannot be used; the message is for the user."""
+
+
+def limit_resources(limits: dict) -> None:
+    """Bounds memory, processor time and open files of this process, where the platform knows how."""
+    with contextlib.suppress(ImportError):
+        import resource
+
+        for name, value in (
+            ("RLIMIT_AS", limits["memory_bytes"]),
+            ("RLIMIT_CPU", limits["cpu_seconds"]),
+            ("RLIMIT_NOFILE", limits["open_files"]),
+            ("RLIMIT_CORE", 0),
+        ):
+            with contextlib.suppress(ValueError, OSError):  # an administrator's lower limit, or a platform without it
+                resource.setrlimit(getattr(resource, name), (value, value))
+
+
+def decode(data: bytes, job: dict):
+    """Frames of `data` at times k / fps, at most `frames` of them, fitted inside height x width: a list of arrays."""
+    import av
+    import numpy as np
+    from PIL import Image
+
+    limits = job["limits"]
+    # The demuxer is named, so that no playlist or subtitle format is ever tried; the bytes come from memory and no
+    # protocol is allowed, so that the file cannot make the library open another one.
+    with av.open(io.BytesIO(data), format=job["demuxer"], options={"protocol_whitelist": "none"}) as container:
+        if not container.streams.video:
+            raise Refused("holds no pictures, only sound or text; give a clip with a video track")
+        stream = container.streams.video[0]
+        context = stream.codec_context
+        if context.name not in job["codecs"]:
+            raise Refused(
+                f"is coded as {context.name}, and clips are read as H.264, H.265, VP9 or AV1; convert it first"
+            )
+        if max(context.width, context.height) > limits["side"]:
+            raise Refused(
+                f"has {context.width} x {context.height} pixels, and at most {limits['side']} a side are read; "
+                "give a smaller version"
+            )
+        seconds = float(container.duration or 0) / av.time_base
+        if seconds > limits["seconds"]:
+            raise Refused(f"lasts {seconds:.0f} s, and at most {limits['seconds']} s are read; cut it first")
+        stream.thread_type = "NONE"
+        frames, wanted, start, size = [], 0, None, None
+        for number, frame in enumerate(container.decode(stream)):
+            if number >= limits["decoded_frames"]:
+                raise Refused(
+                    f"has over {limits['decoded_frames']} frames before the {job['frames']} wanted at {job['fps']:g} a second "
+                    "are found; give a shorter or slower clip"
+                )
+            if max(frame.width, frame.height) > limits["side"]:
+                raise Refused(f"changes its size to {frame.width} x {frame.height}; give a smaller version")
+            time = frame.time if frame.time is not None else number / float(stream.average_rate or job["fps"])
+            start = time if start is None else start
+            # Every moment k / fps that this frame is the first to reach shows it: a slow clip repeats frames, a fast one
+            # skips them. Half a frame of slack keeps rounding of time stamps from repeating one.
+            if wanted / job["fps"] > time - start + 0.5 / job["fps"]:
+                continue
+            rgb = Image.fromarray(np.ascontiguousarray(upright(frame)))
+            size = size or fitted(rgb.width, rgb.height, job)
+            array = np.asarray(rgb.resize(size, Image.Resampling.LANCZOS))
+            while wanted < job["frames"] and wanted / job["fps"] <= time - start + 0.5 / job["fps"]:
+                frames.append(array)
+                wanted += 1
+            if wanted == job["frames"]:
+                break
+    if not frames:
+        raise Refused("holds no frame that can be decoded; give a whole clip")
+    return frames
+
+
+def upright(frame):
+    """The frame as RGB array [h, w, 3], turned by the container's display matrix (a phone held upright)."""
+    import numpy as np
+
+    rotation = int(round(getattr(frame, "rotation", 0) / 90.0)) % 4
+    return np.rot90(frame.to_ndarray(format="rgb24"), rotation)
+
+
+def fitted(width: int, height: int, job: dict) -> tuple[int, int]:
+    """(width, height) inside the wanted box, as `kaleido_jax.media.references.fitted_size` has it."""
+    ratio = width / height
+    if ratio > job["width"] / job["height"]:
+        return job["width"], max(1, int(job["width"] / ratio))
+    return max(1, int(job["height"] * ratio)), job["height"]
+
+
+def main() -> None:
+    job = json.loads(sys.argv[1])
+    limit_resources(job["limits"])
+    output = sys.stdout.buffer
+    try:
+        frames = decode(sys.stdin.buffer.read(), job)
+    except Refused as refusal:
+        output.write(json.dumps({"refused": str(refusal)}).encode() + b"\n")
+        return
+    except MemoryError:
+        output.write(json.dumps({"refused": "needs too much memory to decode; give a smaller version"}).encode() + b"\n")
+        return
+    except Exception as error:
+        reason = f"is damaged or cut off ({type(error).__name__}); give a whole MP4, Matroska or WebM clip"
+        output.write(json.dumps({"refused": reason}).encode() + b"\n")
+        return
+    height, width = frames[0].shape[:2]
+    output.write(json.dumps({"frames": len(frames), "height": height, "width": width}).encode() + b"\n")
+    for frame in frames:
+        output.write(frame.tobytes())
+
+
+if __name__ == "__main__":
+    main()
