@@ -102,7 +102,7 @@ class TokenMask:
         q_sample, k_sample = _both_samples(self, other)
         return TokenMask(reads, groups, q_sample=q_sample, k_sample=k_sample, width=width)
 
-    def dense(self) -> Bool[Array, "one_or_b q k"]:
+    def dense(self) -> Bool[Array, "#b q k"]:
         """The mask as a matrix, True = visible. For tests, pictures and short sequences."""
         reads, groups = jnp.asarray(_rows(self.reads)), jnp.asarray(_rows(self.groups))
         visible = (reads[:, :, None] & groups[:, None, :]) != 0
@@ -190,7 +190,7 @@ def _both_samples(a: TokenMask, b: TokenMask) -> tuple[AnyArray | None, AnyArray
 EMPTY, PARTIAL, FULL = 0, 1, 2
 
 
-def block_summary(mask: TokenMask, block_q: int, block_k: int) -> UInt8[Array, "one_or_b blocks_q blocks_k"]:
+def block_summary(mask: TokenMask, block_q: int, block_k: int) -> UInt8[Array, "#b blocks_q blocks_k"]:
     """What is visible between each block of queries and of keys: EMPTY, PARTIAL or FULL; the last blocks may be short.
 
     EMPTY and FULL are proofs. EMPTY is missed only in blocks of several samples whose numbers interleave; FULL where
@@ -311,7 +311,7 @@ def readers(*kinds: Kind) -> Rule:
 def foreground_background(
     layout: TokenLayout,
     foreground: Bool[AnyArray, "*batch n"],
-    shared: Bool[AnyArray, "*batch n"] | None = None,
+    shared: Bool[AnyArray, "*batch_or_none n"] | None = None,
 ) -> TokenMask:
     """References offer their foreground to foreground tokens and their background to background tokens (CharaConsist).
 

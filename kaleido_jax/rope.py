@@ -38,7 +38,7 @@ class Extents:
     together: Bool[Array, "b s s"]
     before: Bool[Array, "b s s"]
 
-    def earlier(self, amount: Array, kind: Array) -> Int32[Array, "b s"]:
+    def earlier(self, amount: Array, kind: Bool[np.ndarray, "1 s"]) -> Int32[Array, "b s"]:
         """For each segment, the sum of `amount` over the segments of a kind that stand before it in its sample."""
         return _total(self.before & kind[:, None, :], amount)
 
@@ -251,8 +251,8 @@ def positions(
     contents: Contents | None = None,
     *,
     stream: Stream | None = "visual",
-    shift: Float[AnyArray, "one_or_b s 3"] | None = None,
-) -> Float32[Array, "one_or_b n 3"]:
+    shift: Float[AnyArray, "#b s 3"] | None = None,
+) -> Float32[Array, "#b n 3"]:
     """Time, row and column of each token of a stream (None: of all tokens), in patches.
 
     contents: what the batch really holds (may be traced); None = the whole layout, once for the whole batch. Absent
@@ -336,11 +336,11 @@ def axis_widths(head_dim: int) -> tuple[int, int, int]:
 
 
 def rotary_angles(
-    positions: Float32[AnyArray, "one_or_b n 3"],
+    positions: Float32[AnyArray, "#b n 3"],
     head_dim: int,
     theta: float = 10000.0,
     axes: tuple[int, int, int] | None = None,
-) -> Float32[Array, "one_or_b n {head_dim//2}"]:
+) -> Float32[Array, "#b n {head_dim//2}"]:
     """The angle in radians by which each pair of values of a head is turned; time first, then row, then column.
 
     Pair i of an axis of width d turns by position * theta ** (-2 i / d). axes: the widths of the three axes, Wan's
@@ -357,7 +357,7 @@ def rotary_angles(
     return jnp.concatenate(per_axis, axis=2)
 
 
-def apply_rotary(x: Float[Array, "b n h d"], angles: Float32[Array, "one_or_b n half"]) -> Float[Array, "b n h d"]:
+def apply_rotary(x: Float[Array, "b n h d"], angles: Float32[Array, "#b n half"]) -> Float[Array, "b n h d"]:
     """Turns values (2 i, 2 i + 1) of each head by angle i, like complex numbers; in float32, returned as `x` came."""
     if angles.shape[1] != x.shape[1] or 2 * angles.shape[2] != x.shape[3]:
         raise ValueError(

@@ -19,7 +19,7 @@ class TokenTable:
     all do.
     """
 
-    positions: Float32[AnyArray, "one_or_b n 3"]
+    positions: Float32[AnyArray, "#b n 3"]
     lengths: Int32[AnyArray, "b s"]
     subjects: Int32[AnyArray, "b s"]
     timesteps: Float32[AnyArray, "b s_visual"]

@@ -9,7 +9,7 @@ Shapes are written as jaxtyping strings, `Float[Array, "b n h d"]`, and checked 
     k   key tokens                     d   width of a head, or of a model
     s   segments of a layout           z   channels of the latents
     r   references                     p   values in one patch (= one token before its embedding)
-    one or b                           1 where every sample of the batch has the same value
+    #b  1 where every sample of the batch has the same value, else b
 """
 
 from collections.abc import Mapping
