@@ -54,7 +54,7 @@ PICKLE_READER = "porting/pickled.py"
 # Import name -> distribution name, where they differ.
 DISTRIBUTIONS = {"PIL": "pillow", "orbax": "orbax_checkpoint"}
 # Extras that a room may count on, imported inside the functions that need them.
-ROOM_EXTRAS = {"porting": {"torch"}, "data": {"data"}}
+ROOM_EXTRAS = {"porting": {"torch"}, "data": {"data"}, "testing": {"test"}}
 
 
 def imports(source: str, package: tuple[str, ...] = ()) -> Iterator[str]:
