@@ -26,7 +26,7 @@ def config() -> Experiment:
     return Experiment(
         name="miniature",
         transformer=WanConfig(dim=192, ffn_dim=768, heads=4, layers=6, text_dim=128, freq_dim=128),
-        text=UMT5Config.miniature(),
+        text=UMT5Config.miniature(vocab_size=512),
         data=DataConfig(samples=6144, heldout=96),
         flow=FlowConfig(shift=1.5),
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=100, ema_decay=0.998),

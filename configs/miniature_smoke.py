@@ -14,7 +14,7 @@ def config() -> Experiment:
     return Experiment(
         name="miniature-smoke",
         transformer=WanConfig(dim=32, ffn_dim=64, heads=2, layers=2, text_dim=32, freq_dim=32),
-        text=UMT5Config(vocab_size=4096, dim=32, heads=2, head_dim=16, ffn_dim=64, layers=1),
+        text=UMT5Config(vocab_size=512, dim=32, heads=2, head_dim=16, ffn_dim=64, layers=1),
         data=DataConfig(size=48, frames=5, samples=32, heldout=16, reference_buckets=False),
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=10, ema_decay=0.95),
         train=TrainConfig(steps=100, batch=4, log_every=5, evaluate_every=50, sample_every=50),

@@ -45,14 +45,15 @@ def override(config: T, assignments: Sequence[str]) -> T:
     """
     fields = dict(dotted_fields(config))
     arguments = [_argument(assignment, fields) for assignment in assignments]
-    result = _parse(config, [word for words in arguments for word in words])
+    result, reason = _parse(config, [word for words in arguments for word in words])
     if result is not None:
         return result
     for assignment, words in zip(assignments, arguments):
-        if _parse(config, words) is None:
+        alone, reason = _parse(config, words)
+        if alone is None:
             name, _, value = assignment.partition("=")
-            raise UsageError(f"{name}={value} does not fit the field's type; it is now {fields[name]!r}")
-    raise UsageError(f"the overrides {' '.join(assignments)} cannot be applied together")
+            raise UsageError(f"{name}={value} is refused: {reason} (it is now {fields[name]!r})")
+    raise UsageError(f"the overrides {' '.join(assignments)} cannot be applied together: {reason}")
 
 
 def dotted_fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -80,14 +81,16 @@ def _argument(assignment: str, fields: Mapping[str, Any]) -> list[str]:
     return [f"--{name}", *value.split(",")] if isinstance(fields[name], tuple) else [f"--{name}={value}"]
 
 
-def _parse(config: T, arguments: Sequence[str]) -> T | None:
+def _parse(config: T, arguments: Sequence[str]) -> tuple[T | None, str]:
+    """The configuration with the arguments applied, or None and why not."""
     import tyro  # costs 0.2 s, and only commands that override fields need it
 
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         try:
-            return tyro.cli(type(config), args=arguments, default=config, use_underscores=True)
-        except SystemExit:
-            return None
+            return tyro.cli(type(config), args=arguments, default=config, use_underscores=True), ""
+        except SystemExit as error:
+            reasons = getattr(error.__context__, "args", ())
+            return None, str(reasons[0]) if reasons else "it does not fit the field's type"
 
 
 def to_json(config: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ training and read many times. A shard is three files: `video-NNNNN.npy` [samples
 
 import json
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,15 +103,22 @@ def write_cache(
     if path.is_file() and (found := json.loads(path.read_text())) != description:
         raise StorageError(f"{folder} was written with {found}, but this run needs {description}; use another folder")
     path.write_text(json.dumps(description))
-    for start in range(0, samples, shard_size):
-        number = f"{start // shard_size:05d}"
-        if (folder / f"index-{number}.json").is_file():
-            continue
-        if stop():
-            return
-        rendered = [render(seed) for seed in range(start, start + shard_size)]
-        _write_shard(folder, number, start, rendered, encode_videos, encode_pictures, slots)
-        progress(start + shard_size, samples)
+    missing = [
+        start
+        for start in range(0, samples, shard_size)
+        if not (folder / f"index-{start // shard_size:05d}.json").is_file()
+    ]
+    draw = lambda start: [render(seed) for seed in range(start, start + shard_size)]
+    with ThreadPoolExecutor(1) as threads:  # the next shard is drawn while this one is encoded
+        drawn = threads.submit(draw, missing[0]) if missing else None
+        for start, following in zip(missing, [*missing[1:], None]):
+            assert drawn is not None
+            rendered = drawn.result()
+            drawn = threads.submit(draw, following) if following is not None and not stop() else None
+            _write_shard(folder, f"{start // shard_size:05d}", start, rendered, encode_videos, encode_pictures, slots)
+            progress(start + shard_size, samples)
+            if drawn is None:
+                return
 
 
 def _write_shard(

@@ -4,7 +4,7 @@ A source is a pure function of the step, so a resumed run sees what an undisturb
 number of loader workers. All samples of a batch fill one bucket: the number of reference slots.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -70,7 +70,7 @@ class CachedSource:
 
     def _assemble(self, chosen: np.ndarray, random: np.random.Generator) -> Batch:
         samples = [self.cache[int(index)] for index in chosen]
-        picks = [choose_references(len(s.references), self.config, random) for s in samples]
+        picks = [choose_references(s.subjects, self.config, random) for s in samples]
         slots = int(self._buckets()[chosen].max())
         return assemble(
             [s.video for s in samples],
@@ -95,7 +95,7 @@ class WorldSource:
     def batch(self, step: int) -> Batch:
         random = np.random.default_rng([self.seed, 1, step])
         samples = [self.render(step * self.size + i) for i in range(self.size)]
-        picks = [choose_references(len(s.references), self.config, random) for s in samples]
+        picks = [choose_references([subject for _, subject in s.references], self.config, random) for s in samples]
         return assemble(
             [s.video for s in samples],
             [np.stack([s.references[i][0] for i in pick]) for s, pick in zip(samples, picks)],
@@ -105,12 +105,17 @@ class WorldSource:
         )
 
 
-def choose_references(count: int, config: DataConfig, random: np.random.Generator) -> list[int]:
-    """Which of a sample's references are shown, in their order: mostly all, else some of them, at least one."""
-    shown = count
+def choose_references(subjects: Sequence[int], config: DataConfig, random: np.random.Generator) -> list[int]:
+    """Which of a sample's references are shown, in their order: mostly all, else one picture or more of each subject.
+
+    The order stays and no subject is left out, because prompts speak of subjects in the order of their references.
+    """
+    order = [int(i) for i in random.permutation(len(subjects))]
+    needed = [next(i for i in order if subjects[i] == subject) for subject in dict.fromkeys(subjects)]
+    spare = [i for i in order if i not in needed]
     if random.random() < config.reference_subsets:
-        shown = int(random.integers(1, count + 1))
-    return sorted(int(i) for i in random.permutation(count)[: min(shown, config.references)])
+        spare = spare[: int(random.integers(0, len(spare) + 1))]
+    return sorted([*needed, *spare][: config.references])
 
 
 def prompts(
