@@ -14,19 +14,17 @@ the exact ones; the `time` column holds what the network sees.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from kaleido_jax.diffusion.flow import shift_times
+from kaleido_jax.typing import AnyArray
 
-
-class Velocity(Protocol):
-    """v(x, t): `x` of any shape, `t` a scalar of x's dtype in [0, 1]; returns dx/dt of x's shape."""
-
-    def __call__(self, x, t, /): ...
+# v(x, t): x of any shape, t a scalar of x's dtype in [0, 1]; returns dx/dt of x's shape.
+Velocity = Callable[[AnyArray, AnyArray], AnyArray]
 
 
 class Steps(NamedTuple):
@@ -47,12 +45,14 @@ class Steps(NamedTuple):
 class State(NamedTuple):
     """What a step hands to the next: the sample, its clean estimate, and the change of the latter."""
 
-    x: jax.Array
-    clean: jax.Array
-    change: jax.Array
+    x: AnyArray
+    clean: AnyArray
+    change: AnyArray
 
 
-def sample(velocity: Velocity, noise, steps: Steps, *, progress: Callable[[int, int], None] | None = None):
+def sample(
+    velocity: Velocity, noise: AnyArray, steps: Steps, *, progress: Callable[[int, int], None] | None = None
+) -> AnyArray:
     """Integrates from `noise` to a sample in a Python loop. Works on jax and on numpy arrays, in the dtype of `noise`.
 
     `progress(done, total)` is called after each step, when its numbers are there. Raise in it to stop.
@@ -78,12 +78,12 @@ def sample_scan(velocity: Velocity, noise: jax.Array, steps: Steps) -> jax.Array
     return jax.lax.scan(body, start(noise), table)[0].x
 
 
-def start(noise) -> State:
+def start(noise: AnyArray) -> State:
     """The state before the first step (whose coefficients on the zeros are 0)."""
     return State(noise, 0 * noise, 0 * noise)
 
 
-def advance(state: State, velocity, row: Steps) -> State:
+def advance(state: State, velocity: AnyArray, row: Steps) -> State:
     """One step, given the velocity at (state.x, row.time)."""
     velocity = velocity.astype(state.x.dtype)
     clean = state.x - row.sigma * velocity
