@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -10,6 +11,9 @@ from kaleido_jax.layout import Segment, TokenLayout
 from kaleido_jax.masks import FULL, PARTIAL, TokenMask, block_summary
 from kaleido_jax.rope import Principles
 from kaleido_jax.typing import Float32
+
+# Run-time type checks take no whole number for a float.
+Length: TypeAlias = int | float
 
 INK, SOFT, FAINT, PAPER = "#1f2430", "#5d6575", "#e4e7ee", "#ffffff"
 GOOD, BAD = "#2e9e6b", "#d2544f"
@@ -31,27 +35,34 @@ class _Canvas:
         self.draw = ImageDraw.Draw(self.image)
 
     def box(
-        self, x: float, y: float, width: float, height: float, fill: str, outline: str | None = None, radius: float = 0
+        self,
+        x: Length,
+        y: Length,
+        width: Length,
+        height: Length,
+        fill: str,
+        outline: str | None = None,
+        radius: Length = 0,
     ):
         corners = [round(v * OVERSAMPLING) for v in (x, y, x + width, y + height)]
         corners[2], corners[3] = max(corners[2] - 1, corners[0]), max(corners[3] - 1, corners[1])
         self.draw.rounded_rectangle(corners, radius * OVERSAMPLING, fill=fill, outline=outline, width=OVERSAMPLING)
 
-    def line(self, points: Sequence[tuple[float, float]], fill: str, width: float = 1):
+    def line(self, points: Sequence[tuple[Length, Length]], fill: str, width: Length = 1):
         scaled = [(x * OVERSAMPLING, y * OVERSAMPLING) for x, y in points]
         self.draw.line(scaled, fill=fill, width=round(width * OVERSAMPLING), joint="curve")
 
-    def text(self, x: float, y: float, words: str, size: float = 13, fill: str = INK, anchor: str = "lm"):
+    def text(self, x: Length, y: Length, words: str, size: Length = 13, fill: str = INK, anchor: str = "lm"):
         self.draw.text((x * OVERSAMPLING, y * OVERSAMPLING), words, fill, self._font(size), anchor=anchor)
 
-    def width_of(self, words: str, size: float = 13) -> float:
+    def width_of(self, words: str, size: Length = 13) -> float:
         return self._font(size).getlength(words) / OVERSAMPLING
 
     def finished(self) -> Image.Image:
         width, height = self.image.size
         return self.image.resize((width // OVERSAMPLING, height // OVERSAMPLING), Image.Resampling.LANCZOS)
 
-    def _font(self, size: float):
+    def _font(self, size: Length):
         return ImageFont.load_default(size * OVERSAMPLING)
 
 
@@ -121,23 +132,23 @@ def _base_colour(segment: Segment) -> str:
     return {"video": VIDEO, "text": TEXT, "dummy": DUMMY}[segment.kind]
 
 
-def _lighter(colour: str, amount: float) -> str:
+def _lighter(colour: str, amount: Length) -> str:
     channels = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
     return "#" + "".join(f"{round(c + (255 - c) * amount):02x}" for c in channels)
 
 
-def _darker(colour: str, amount: float = 0.25) -> str:
+def _darker(colour: str) -> str:
     channels = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
-    return "#" + "".join(f"{round(c * (1 - amount)):02x}" for c in channels)
+    return "#" + "".join(f"{round(0.75 * c):02x}" for c in channels)
 
 
-def _heading(canvas: _Canvas, x: float, y: float, words: str, explanation: str):
+def _heading(canvas: _Canvas, x: Length, y: Length, words: str, explanation: str):
     canvas.text(x, y, words, 17)
     canvas.text(x + canvas.width_of(words, 17) + 12, y + 1, explanation, 13, SOFT)
 
 
 def _draw_sequence(
-    canvas: _Canvas, x: float, y: float, width: float, layout: TokenLayout, names: list[str], colours: list[str]
+    canvas: _Canvas, x: Length, y: Length, width: Length, layout: TokenLayout, names: list[str], colours: list[str]
 ):
     """The segments side by side in token order, each as wide as it has tokens, named where the name fits."""
     scale = width / layout.tokens()
@@ -156,14 +167,14 @@ def _draw_sequence(
 
 def _draw_times(
     canvas: _Canvas,
-    x: float,
-    y: float,
-    width: float,
+    x: Length,
+    y: Length,
+    width: Length,
     layout: TokenLayout,
     positions: np.ndarray,
     names: list[str],
     colours: list[str],
-) -> float:
+) -> Length:
     """For each segment the times at which it has tokens, over one time axis. Returns where the drawing ends."""
     label = max(canvas.width_of(name, 12) for name in names) + 14
     times = positions[:, 0]
@@ -174,7 +185,7 @@ def _draw_times(
         middle = y + lane * i + lane / 2
         canvas.text(x, middle, name, 12, SOFT)
         canvas.line([(start, middle), (x + width, middle)], FAINT)
-        for time in np.unique(times[piece]):
+        for time in np.unique(times[piece]).tolist():
             size = min(unit - 1, lane - 6)
             centre = start + (time - low + 0.5) * unit
             canvas.box(centre - size / 2, middle - size / 2, size, size, colour, _darker(colour), radius=size / 6)
@@ -184,7 +195,7 @@ def _draw_times(
     return axis + 20
 
 
-def _draw_axis(canvas: _Canvas, x: float, y: float, unit: float, low: int, high: int, *, vertical: bool):
+def _draw_axis(canvas: _Canvas, x: Length, y: Length, unit: Length, low: int, high: int, *, vertical: bool):
     """Numbers at the cells low ... high - 1, as many as have room."""
     room = 18 if vertical else 10 + max(canvas.width_of(str(n), 11) for n in (low, high - 1))
     step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10**9) if s * unit >= room)
@@ -198,10 +209,10 @@ def _draw_axis(canvas: _Canvas, x: float, y: float, unit: float, low: int, high:
 
 def _draw_plane(
     canvas: _Canvas,
-    x: float,
-    y: float,
-    width: float,
-    height: float,
+    x: Length,
+    y: Length,
+    width: Length,
+    height: Length,
     layout: TokenLayout,
     positions: np.ndarray,
     colours: list[str],
@@ -233,9 +244,9 @@ def _draw_plane(
 
 def _draw_mask(
     canvas: _Canvas,
-    x: float,
-    y: float,
-    side: float,
+    x: Length,
+    y: Length,
+    side: Length,
     layout: TokenLayout,
     mask: TokenMask,
     block: int,
@@ -270,7 +281,7 @@ def _draw_mask(
     canvas.text(left + inner, below, f"{share:.0%} of pairs", 12, SOFT, "rm")
 
 
-def _draw_principles(canvas: _Canvas, x: float, y: float, principles: Principles):
+def _draw_principles(canvas: _Canvas, x: Length, y: Length, principles: Principles):
     """A tick or a cross for each of the three principles of Kaleido A.2."""
     canvas.text(x, y, "By positions alone:", 14, SOFT)
     x += canvas.width_of("By positions alone:", 14) + 22

@@ -37,7 +37,7 @@ def first_tokens(layout, scheme, contents=None, stream=None, **kwargs):
     return [tuple(places[piece.start].tolist()) for piece in layout.slices(stream)]
 
 
-# For each variant: the first token of each of the three pictures, then of the video; and which of the paper's principles
+# For each variant: the first token of each of the three pictures, then of the video; and which of the principles of A.2
 # it meets: video and references distinguishable, references separable, no continuity implied between images.
 VARIANTS = {
     # Table 2 and Figure 6: plain concatenation reads the pictures as further frames.
