@@ -7,4 +7,8 @@ def __getattr__(name: str):
         from importlib.metadata import version
 
         return version("kaleido_jax")
+    if name == "Pipeline":
+        from kaleido_jax.pipeline.pipeline import Pipeline
+
+        return Pipeline
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -111,7 +111,9 @@ def main() -> None:
         output.write(json.dumps({"refused": str(refusal)}).encode() + b"\n")
         return
     except MemoryError:
-        output.write(json.dumps({"refused": "needs too much memory to decode; give a smaller version"}).encode() + b"\n")
+        output.write(
+            json.dumps({"refused": "needs too much memory to decode; give a smaller version"}).encode() + b"\n"
+        )
         return
     except Exception as error:
         reason = f"is damaged or cut off ({type(error).__name__}); give a whole MP4, Matroska or WebM clip"

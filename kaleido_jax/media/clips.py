@@ -81,7 +81,9 @@ def _decode(data: bytes, name: str, job: dict[str, object]) -> UInt8[np.ndarray,
             command, input=data, capture_output=True, timeout=WALL_SECONDS, check=False, start_new_session=True
         )
     except subprocess.TimeoutExpired:
-        raise InputError(f"{name}: decoding did not end within {WALL_SECONDS} s; give a shorter or simpler clip.") from None
+        raise InputError(
+            f"{name}: decoding did not end within {WALL_SECONDS} s; give a shorter or simpler clip."
+        ) from None
     if result.returncode != 0:
         reason = f"signal {-result.returncode}" if result.returncode < 0 else f"status {result.returncode}"
         raise InputError(f"{name}: the decoder failed on this clip ({reason}); give a whole, ordinary clip.")

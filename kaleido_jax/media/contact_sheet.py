@@ -70,7 +70,9 @@ def contact_sheet(
         x, y = left + column * (cell_width + _GAP), top + 22 + row * (cell_height + label + _GAP)
         sheet.card(video[number], x, y, cell_width, cell_height)
         sheet.text(x + 2, y + cell_height + 5, f"frame {number + 1}", label_font, _INK)
-        sheet.text(x + cell_width - 2, y + cell_height + 5, f"{number / frames_per_second:.2f} s", label_font, _FAINT, "ra")
+        sheet.text(
+            x + cell_width - 2, y + cell_height + 5, f"{number / frames_per_second:.2f} s", label_font, _FAINT, "ra"
+        )
     footer = top + 22 + frames_height + 18
     for number, line in enumerate(_wrapped(caption, label_font, inner_width * _SCALE, most=2)):
         sheet.text(_MARGIN, footer + 15 * number, line, label_font, _FAINT)

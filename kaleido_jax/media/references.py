@@ -1,6 +1,5 @@
 """Kaleido's preparation of a reference: fitted inside the video's frame, centred on white, scaled to [-1, 1]."""
 
-
 import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image

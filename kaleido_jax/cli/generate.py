@@ -1,0 +1,203 @@
+"""`kaleido generate`: reference pictures and a prompt in, a video out."""
+
+import argparse
+import contextlib
+import dataclasses
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kaleido_jax.errors import ExitCode, InputError, KaleidoError, UsageError, printable
+
+# Nothing heavy here: `kaleido generate --help` imports this module.
+if TYPE_CHECKING:
+    from kaleido_jax.bundle import BundleConfig
+    from kaleido_jax.cli.jobs import Job
+    from kaleido_jax.pipeline.references import Reference
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of `kaleido generate`."""
+    parser.description = (
+        "Makes a video of the subjects in the reference pictures that does what the prompt says. Beside OUT.mp4 it "
+        "writes OUT.sheet.png (references and frames on one sheet) and OUT.json (all that is needed to make it again). "
+        "A video that is there already, made by the same request, is left as it is."
+    )
+    parser.add_argument(
+        "--reference",
+        action="append",
+        default=[],
+        metavar="FILE[,FILE...]",
+        help="a subject: a PNG, JPEG or WebP picture (or an MP4 or WebM clip), or several of the same subject, separated "
+        "by commas; repeat it for each subject",
+    )
+    parser.add_argument("--prompt", metavar="TEXT", help="what happens in the video")
+    parser.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="many videos: a file of lines PROMPT@@PICTURE@@PICTURE..., or of JSON objects with the fields prompt, "
+        "references, out, size, frames, seed, steps, guidance, shift, sampler",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="OUT.mp4", help="the video (default: out.mp4); with --prompts a folder (outputs)"
+    )
+    parser.add_argument("--seed", type=_number, metavar="N", help="another number, another video (default: 0)")
+    parser.add_argument("--size", metavar="WxH", help="width and height in pixels (default: the model's)")
+    parser.add_argument("--frames", type=_number, metavar="N", help="frames, 4 n + 1 (default: the model's)")
+    parser.add_argument("--steps", type=_number, metavar="N", help="steps of the sampler (default: the model's)")
+    parser.add_argument(
+        "--guidance",
+        type=_number,
+        metavar="X",
+        help="how strongly the prompt is followed, 1 is plain (default: the model's)",
+    )
+    parser.add_argument(
+        "--shift", type=_number, metavar="X", help="more of the steps at high noise (default: the model's)"
+    )
+    parser.add_argument("--sampler", metavar="NAME", help="euler (default), unipc-wan, dpmpp-2m-wan, ...")
+    parser.add_argument("--method", metavar="NAME", help="the conditioning, which must be the model's own")
+    parser.add_argument(
+        "--model", default="miniature", metavar="NAME", help="the shipped miniature (default), or a model folder"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="make it again and replace what is there")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Makes the videos; returns the exit code. Everything that can be wrong is found before the model is loaded."""
+    from kaleido_jax.cli.interrupt import interruptible
+
+    with interruptible(), _warnings_as_notes():
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from kaleido_jax.pipeline import models
+
+    jobs = list(_jobs(args))
+    folder = models.find(args.model)
+    _note(f"starting jax for {len(jobs)} videos" if len(jobs) > 1 else "starting jax")
+    from kaleido_jax.bundle import load_config
+
+    config = load_config(folder)
+    models.check_method(args.method, config)
+    jobs = [_named(job, lambda job=job: _prepared(job, config)) for job in jobs]
+    waiting = [job for job in jobs if _named(job, lambda job=job: _is_wanted(job, config, folder, args.overwrite))]
+    if not waiting:
+        return ExitCode.DONE
+
+    from kaleido_jax.cli.progress import Terminal
+    from kaleido_jax.pipeline.outputs import Outputs
+    from kaleido_jax.pipeline.pipeline import Pipeline
+
+    _note(f"loading the model {config.name}")
+    pipeline = Pipeline.load(folder)
+    for number, job in enumerate(waiting, 1):
+        began = time.monotonic()
+        if len(waiting) > 1:
+            _note(f"video {number} of {len(waiting)}: {printable(job.prompt, 60)}")
+        with Terminal() as progress:
+            references = _named(job, lambda job=job: _references(job, config))
+            generation = pipeline.generate(references, job.prompt, job.settings, progress)
+            Outputs.of(job.out).write(generation)
+        _note(f"made {printable(str(job.out))}, its sheet and its record in {time.monotonic() - began:.1f} s")
+        print(job.out, flush=True)
+    return ExitCode.DONE
+
+
+def _jobs(args: argparse.Namespace) -> "Iterator[Job]":
+    from kaleido_jax.cli import jobs
+    from kaleido_jax.pipeline.request import check_prompt
+
+    settings = jobs.settings_of(vars(args))
+    if args.prompts is not None:
+        if args.prompt is not None or args.reference:
+            raise UsageError("--prompts brings its own prompts and references; leave out --prompt and --reference.")
+        yield from jobs.read_jobs(args.prompts, args.out or Path("outputs"), settings)
+        return
+    if args.prompt is None:
+        raise UsageError("There is no prompt; say what the video should show with --prompt, or give --prompts FILE.")
+    if not args.reference:
+        raise UsageError("There is no reference picture; give at least one with --reference PICTURE.")
+    references = tuple(jobs.subject_files(words) for words in args.reference)
+    out = args.out or Path("out.mp4")
+    yield jobs.Job(prompt=check_prompt(args.prompt), references=references, settings=settings, out=out)
+
+
+def _prepared(job: "Job", config: "BundleConfig") -> "Job":
+    """The job with the model's defaults filled in; its number of references is looked at."""
+    from kaleido_jax.pipeline.request import check_reference_count
+
+    check_reference_count(sum(map(len, job.references)), config.defaults.references)
+    return dataclasses.replace(job, settings=job.settings.resolved(config))
+
+
+def _is_wanted(job: "Job", config: "BundleConfig", folder: Path, overwrite: bool) -> bool:
+    """Whether the job has still to be done; raises for whatever would make it fail later."""
+    from kaleido_jax.pipeline.outputs import Found, Outputs
+    from kaleido_jax.pipeline.record import request_of
+
+    outputs = Outputs.of(job.out)
+    outputs.refuse_inputs(file for files in job.references for file in files)
+    references = _references(job, config)
+    found, what = outputs.found(request_of(job.prompt, references, job.settings, config, folder))
+    if not overwrite:
+        if found is Found.FINISHED:
+            _note(f"{printable(str(job.out))} is finished already; --overwrite makes it again")
+            return False
+        if found is Found.OTHER:
+            raise UsageError(f"{what}; give --overwrite or another --out.")
+    outputs.make_room(job.settings)
+    return True
+
+
+def _references(job: "Job", config: "BundleConfig") -> "tuple[Reference, ...]":
+    from kaleido_jax.pipeline.references import read_references
+
+    settings = job.settings
+    assert settings.height and settings.width and settings.frames
+    return read_references(
+        job.references,
+        height=settings.height,
+        width=settings.width,
+        frames=settings.frames,
+        frames_per_second=config.defaults.frames_per_second,
+    )
+
+
+def _named(job: "Job", work) -> Any:
+    """The result of `work()`, whose errors name the line of the file that the job came from."""
+    try:
+        return work()
+    except KaleidoError as error:
+        if not job.where:
+            raise
+        kind = InputError if isinstance(error, UsageError) else type(error)
+        raise kind(f"{job.where}: {error}") from None
+
+
+def _number(text: str) -> int | float | str:
+    """A number if the text is one; what is wrong with it, `Settings` says."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
+
+
+@contextlib.contextmanager
+def _warnings_as_notes() -> Iterator[None]:
+    """Warnings become one line each, without the place in the code."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        _note(f"note: {printable(str(message), 600)}")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
+def _note(text: str) -> None:
+    print(f"kaleido: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,233 @@
+"""A model with its compiled programs: text and references are encoded, the flow is integrated, latents are decoded.
+
+Kaleido's sampling as released: guidance by text alone with the references kept, both branches in one batch, Euler on
+shifted times. Ragged references share one program: absent ones are empty slots of the bucket that nothing reads.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from kaleido_jax.bundle import Bundle, BundleConfig, load_bundle, parameters
+from kaleido_jax.diffusion import guidance, samplers
+from kaleido_jax.layout import Grid, TokenLayout
+from kaleido_jax.media.references import to_model_range
+from kaleido_jax.methods import kaleido
+from kaleido_jax.pipeline import models
+from kaleido_jax.pipeline.compile_cache import use_compile_cache
+from kaleido_jax.pipeline.programs import Condition, decode_latents, encode_pixels, encode_text, sampler_step
+from kaleido_jax.pipeline.references import Picture, Reference, read_references
+from kaleido_jax.pipeline.request import Settings, check_prompt, check_reference_count
+from kaleido_jax.typing import Array, Float, Params, UInt8
+
+# progress(what, done, total): called before a stage begins (done = 0) and after each of its parts.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generation:
+    """A video with everything that it was made from.
+
+    video: uint8 frames. config, folder: the model's (folder is None for one that was never on disk).
+    """
+
+    video: UInt8[np.ndarray, "f h w 3"]
+    prompt: str
+    references: tuple[Reference, ...]
+    settings: Settings
+    config: BundleConfig
+    folder: Path | None
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> dict[str, Path]:
+        """Writes the video (.mp4), a contact sheet (.sheet.png) and a record (.json) beside each other.
+
+        Returns the three paths by name: "video", "sheet", "record".
+
+        Raises:
+          UsageError: the name does not end in .mp4, or something is there already and `overwrite` is False.
+          StorageError: they cannot be written; nothing partial is left.
+        """
+        from kaleido_jax.pipeline.outputs import Outputs
+
+        outputs = Outputs.of(path)
+        outputs.check(self, overwrite=overwrite)
+        outputs.write(self)
+        return outputs.paths
+
+
+class Pipeline:
+    """A model ready to make videos. `Pipeline.load()` gives the one that comes with the package.
+
+    Programs are compiled when a size, a length or a number of references is first asked for, and kept.
+    """
+
+    def __init__(self, bundle: Bundle, folder: Path | None = None):
+        self.config, self.folder, self._tokenizer = bundle.config, folder, bundle.tokenizer
+        modules = {"transformer": bundle.transformer, "vae": bundle.vae, "text": bundle.text}
+        self._graphs = {name: nnx.split(module)[0] for name, module in modules.items()}
+        self._weights = {name: parameters(module) for name, module in modules.items()}
+        self._compiled: dict[Hashable, Any] = {}
+
+    @classmethod
+    def load(cls, model: str | Path = models.DEFAULT, *, compile_cache: bool = True) -> "Pipeline":
+        """A model by name or by the path of its folder.
+
+        Args:
+          model: "miniature", which comes with the package, or a folder that `kaleido train --export` wrote.
+          compile_cache: keep compiled programs in the user's cache folder (JAX_COMPILATION_CACHE_DIR names another).
+
+        Raises:
+          UsageError: there is no such model (says the nearest name). InputError: its files are not whole.
+        """
+        folder = models.find(model)
+        if compile_cache:
+            use_compile_cache()
+        return cls(load_bundle(folder), folder)
+
+    def __call__(
+        self,
+        *,
+        references: Sequence[Picture | Sequence[Picture]],
+        prompt: str,
+        settings: Settings | None = None,
+        progress: Progress | None = None,
+        **fields: Any,
+    ) -> Generation:
+        """Makes one video.
+
+        Args:
+          references: one entry a subject: a path, a Pillow picture or a uint8 array [h, w, 3], or a list of several
+            pictures of that subject. A path may be a clip.
+          prompt: what happens in the video.
+          settings: size, seed and so on; the fields of `Settings` may also be given by name (seed=3, steps=20).
+          progress: called with the stage, and how much of it is done.
+
+        Raises:
+          InputError: a picture or the prompt cannot be used. UsageError: a setting cannot.
+        """
+        settings = dataclasses.replace(settings or Settings(), **fields).resolved(self.config)
+        prompt = check_prompt(prompt)
+        pictures = read_references(
+            references,
+            height=settings.height,
+            width=settings.width,
+            frames=settings.frames,
+            frames_per_second=self.config.defaults.frames_per_second,
+        )
+        return self.generate(pictures, prompt, settings, progress)
+
+    def generate(
+        self, references: Sequence[Reference], prompt: str, settings: Settings, progress: Progress | None = None
+    ) -> Generation:
+        """Like a call, from checked parts: prompt, resolved settings, and references that were read for them."""
+        check_reference_count(len(references), self.config.defaults.references)
+        report = progress or (lambda what, done, total: None)
+        defaults = self.config.defaults
+        bucket = self._layout(settings, references)
+        rule = guidance.text_guidance(settings.guidance)
+        texts = [prompt if branch.text == "prompt" else "" for branch in rule.branches]
+        ids, lengths = self._tokenizer.encode(texts, defaults.text_tokens)
+
+        run = functools.partial(self._run, report=report)
+        words = run("text encoder", encode_text, {"text": self._weights["text"]}, (ids, lengths))
+        latents = self._encode(references, settings, run)
+        subjects = [reference.subject for reference in references]
+        subjects += [0] * (len(latents) - len(subjects))
+        condition = Condition(
+            text=words,
+            text_lengths=jnp.asarray(lengths),
+            references=[jnp.tile(piece, (len(texts), 1, 1, 1, 1)) for piece in latents],
+            counts=jnp.full((len(texts),), len(references), jnp.int32),
+            subjects=jnp.asarray([subjects] * len(texts), jnp.int32),
+            weights=jnp.asarray(rule.weights, jnp.float32),
+        )
+        vae = self.config.vae
+        shape = (
+            1,
+            vae.latent_frames(settings.frames),
+            settings.height // vae.spatial_factor,
+            settings.width // vae.spatial_factor,
+            self.config.transformer.out_channels,
+        )
+        state = samplers.start(jax.random.normal(jax.random.key(settings.seed), shape, jnp.float32))
+        table = samplers.SAMPLERS[settings.sampler](settings.steps, settings.shift)
+        rows = [samplers.Steps(*(np.float32(column[index]) for column in table)) for index in range(settings.steps)]
+        function = functools.partial(
+            sampler_step,
+            branches=rule.branches,
+            layout=bucket,
+            scheme=self.config.scheme,
+            patch=self.config.transformer.patch,
+        )
+        weights = {"transformer": self._weights["transformer"]}
+        key = ("sampler_step", rule.branches, bucket)
+        program = self._program("transformer", key, function, weights, (state, rows[0], condition), report)
+        report("sampling", 0, settings.steps)
+        for index, row in enumerate(rows):
+            state = jax.block_until_ready(program(weights, state, row, condition))
+            report("sampling", index + 1, settings.steps)
+        pixels = run("decoder", decode_latents, {"vae": self._weights["vae"]}, (state.x,))
+        return Generation(
+            video=np.asarray(pixels)[0],
+            prompt=prompt,
+            references=tuple(references),
+            settings=settings,
+            config=self.config,
+            folder=self.folder,
+        )
+
+    @property
+    def compiled(self) -> int:
+        """How many programs were compiled so far."""
+        return len(self._compiled)
+
+    def _layout(self, settings: Settings, references: Sequence[Reference]) -> TokenLayout:
+        """The bucket: the references' own slots, then empty ones up to as many as the model was trained with."""
+        pt, ph, pw = self.config.transformer.patch
+        vae = self.config.vae
+        height, width = settings.height // vae.spatial_factor // ph, settings.width // vae.spatial_factor // pw
+        grid: Callable[[int], Grid] = lambda frames: (vae.latent_frames(frames) // pt, height, width)
+        slots = [grid(len(reference.pixels)) for reference in references]
+        slots += [grid(1)] * (self.config.defaults.references - len(slots))
+        return kaleido.layout(grid(settings.frames), slots, text_tokens=self.config.defaults.text_tokens)
+
+    def _encode(
+        self, references: Sequence[Reference], settings: Settings, run: Callable[..., Any]
+    ) -> list[Float[Array, "1 f h w z"]]:
+        """Latents of each slot, every reference encoded alone; pictures go through the encoder as one batch."""
+        slots = max(len(references), self.config.defaults.references)
+        weights = {"vae": self._weights["vae"]}
+        stills = np.full((slots, 1, settings.height, settings.width, 3), 255, np.uint8)
+        for index, reference in enumerate(references):
+            stills[index] = reference.pixels[:1]
+        latents = jnp.split(run("picture encoder", encode_pixels, weights, (to_model_range(stills),)), slots)
+        for index, reference in enumerate(references):
+            if len(reference.pixels) > 1:
+                clip = to_model_range(reference.pixels[None])
+                latents[index] = run("clip encoder", encode_pixels, weights, (clip,))
+        return latents
+
+    def _run(
+        self, what: str, function: Callable, weights: Mapping[str, Params], arguments: tuple, *, report: Progress
+    ) -> Any:
+        shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(arguments))
+        program = self._program(what, (function.__name__, shapes), function, weights, arguments, report)
+        return jax.block_until_ready(program(weights, *arguments))
+
+    def _program(
+        self, what: str, key: Hashable, function: Callable, weights: Any, arguments: tuple, report: Progress
+    ) -> Any:
+        """The compiled function of (weights, *arguments), the networks' graphs bound."""
+        if key not in self._compiled:
+            report(f"compiling the {what}", 0, 1)
+            bound = functools.partial(function, graphs=self._graphs)
+            self._compiled[key] = jax.jit(bound).lower(weights, *arguments).compile()
+            report(f"compiling the {what}", 1, 1)
+        return self._compiled[key]
