@@ -162,7 +162,7 @@ def caption(rng: np.random.Generator, looks: tuple[Looks, ...], motions: tuple[s
         words = [_adjectives(rng, one) + [_noun(rng, one)] for one in looks]
         if words[0] == words[1] or chance(rng, 0.2):
             if chance(rng, 0.5):
-                words = [[words[0][-1]], [words[0][-1]]]
+                words = [one[-1:] for one in words]
             subjects = [f"the {order} {' '.join(one)}" for order, one in zip(("first", "second"), words)]
         else:
             subjects = [_with_article(rng, one, False) for one in words]

@@ -6,6 +6,7 @@ keeps stable between versions, so that a seed means the same picture everywhere.
 
 import colorsys
 from collections.abc import Sequence
+from functools import cache
 from typing import TypeVar
 
 import numpy as np
@@ -55,11 +56,17 @@ def points(*pairs: tuple[float, float]) -> Points:
 
 def ellipse(x: float, y: float, rx: float, ry: float, angle: float = 0.0, count: int = 28, power: float = 2.0) -> Points:
     """A closed superellipse outline; power 2 is an ellipse, larger is boxier, 1 a diamond."""
-    turn = np.linspace(0, 2 * np.pi, count, endpoint=False)
-    cosine, sine = np.cos(turn), np.sin(turn)
-    px = rx * np.sign(cosine) * np.abs(cosine) ** (2 / power)
-    py = ry * np.sign(sine) * np.abs(sine) ** (2 / power)
-    return rotated(np.stack([px, py], 1), angle) + np.array([x, y])
+    circle = _circle(count)
+    if power != 2.0:
+        circle = np.sign(circle) * np.abs(circle) ** (2 / power)
+    outline = circle * [rx, ry]
+    return (rotated(outline, angle) if angle else outline) + [x, y]
+
+
+@cache
+def _circle(count: int) -> Points:
+    turn = np.arange(count) * (2 * np.pi / count)
+    return np.stack([np.cos(turn), np.sin(turn)], 1)
 
 
 def box(x0: float, y0: float, x1: float, y1: float) -> Points:

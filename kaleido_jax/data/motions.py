@@ -32,15 +32,17 @@ class Path:
 
 
 def draw_path(
-    rng: np.random.Generator, motion: str, frames: int, *, aspect: float, lane: tuple[float, float], ground: float | None, low: float, high: float
-) -> Path:
+    rng: np.random.Generator, motion: str, frames: int, *, aspect: float, lane: tuple[float, float], floor: tuple[float, float],
+    grounded: bool, low: float, high: float
+) -> Path:  # fmt: skip
     """A path for `motion`.
 
     Args:
         frames: number of frames; a motion is complete over all of them.
         aspect: width of the frame over its height.
         lane: the share of the width that the subject stands in, (left, right).
-        ground: y of the horizon if the scene has a floor to stand on, else None.
+        floor: where the feet may stand, as shares of the frame's height from the top.
+        grounded: whether growing and shrinking keeps the feet where they are.
         low, high: bounds of the subject's size as a share of the frame's height.
     """
     t = np.linspace(0, 1, frames)
@@ -49,8 +51,7 @@ def draw_path(
     centre = (lane[0] + lane[1]) / 2
     room = max(lane[1] - lane[0] - 2 * half_x, 0.0)
     x = np.full(frames, centre + between(rng, -0.4, 0.4) * room)
-    # On a floor the feet are below the horizon; elsewhere anywhere.
-    feet = between(rng, 0.72, 0.97) if ground is None else between(rng, min(max(ground + 0.08, 0.62), 0.9), 0.97)
+    feet = between(rng, *floor)
     y = np.full(frames, feet - half)
     height, angle = np.full(frames, size), np.zeros(frames)
     angle += between(rng, -0.12, 0.12)
@@ -76,11 +77,11 @@ def draw_path(
     elif motion == "spin":
         angle = angle + pick(rng, (-1, 1)) * 2 * np.pi * between(rng, 0.9, 1.3) * t
         y = np.full(frames, min(feet - half, 1 - size * 0.6))
-        reach = 0.1
+        reach = 0.0
     elif motion in ("grow", "shrink"):
         small, large = size * between(rng, 0.42, 0.55), size * between(rng, 1.15, 1.4)
         height = small + (large - small) * (t if motion == "grow" else 1 - t)
-        y = np.full(frames, between(rng, 0.45, 0.6)) if ground is None else feet - height / 2
+        y = feet - height / 2 if grounded else np.full(frames, between(rng, 0.45, 0.6))
     elif motion == "circle":
         radius, sense = between(rng, 0.14, 0.22), pick(rng, (-1, 1))
         turn = 2 * np.pi * (rng.random() + sense * between(rng, 0.9, 1.2) * t)

@@ -35,6 +35,8 @@ class _Brush:
         colours = np.asarray(top) * (1 - share) + np.asarray(bottom) * share
         strip = Image.fromarray(colours[:, None].round().astype(np.uint8)).resize((self.width, rows), Image.Resampling.NEAREST)
         self.image.paste(strip, (0, round(y0 * self.height)))
+        if y1 < 1:  # the last colour goes on, so that hills drawn over it leave no gap
+            self.rectangle(0, y1, 1, 1, bottom)
 
     def polygon(self, outline: np.ndarray, fill: Colour) -> None:
         self.draw.polygon((outline * [self.width, self.height]).ravel().tolist(), fill=fill)

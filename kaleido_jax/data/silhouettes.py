@@ -14,7 +14,7 @@ from kaleido_jax.data.drawing import Points, between, box, chance, curve, ellips
 CLEAR, BODY, SECOND, ACCENT, LIGHT, DARK, OUTLINE = range(7)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Part:
     """One closed outline.
 
@@ -35,7 +35,7 @@ class Part:
     inner: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Silhouette:
     """Parts in the square [-1, 1]^2 (most of it within 0.8), and what a person would call the thing."""
 

@@ -23,6 +23,9 @@ FAMILIES = {"front": 3.4, "side": 2.2, "object": 4.0, "blob": 1.0, "polygon": 1.
 _BUILD = {"front": front_creature, "side": side_creature, "object": thing, "blob": blob, "polygon": polygon, "strokes": strokes}
 
 
+_VISIBLE = [0] + [255] * 255  # every fill but CLEAR
+
+
 @dataclass(frozen=True, kw_only=True)
 class Identity:
     """One subject; everything about its looks. Made by `identity(...)` from `number` or by replacing fields of another.
@@ -61,13 +64,22 @@ class Pose:
 
 @dataclass(frozen=True)
 class Sprite:
-    """A drawn pose: square RGBA picture of [-1, 1]^2, and the box (x0, y0, x1, y1) of what is visible in those units."""
+    """A drawn pose of the square [-1, 1]^2.
+
+    Attributes:
+        picture: RGB; where nothing is visible the body's texture goes on, so that soft edges keep their colour.
+        alpha: L, how visible each pixel is.
+        box: (x0, y0, x1, y1) of what is visible, in units of the square.
+    """
 
     picture: Image.Image
+    alpha: Image.Image
     box: tuple[float, float, float, float]
 
-    def scaled(self, reduction: int) -> Image.Image:
-        return self.picture if reduction == 1 else self.picture.reduce(reduction)
+    def scaled(self, reduction: int) -> tuple[Image.Image, Image.Image]:
+        if reduction == 1:
+            return self.picture, self.alpha
+        return self.picture.reduce(reduction), self.alpha.reduce(reduction)
 
 
 def _centred(silhouette: Silhouette) -> Silhouette:
@@ -163,17 +175,14 @@ class Painter:
     def __init__(self, photographs: Photographs | None, resolution: int = 128):
         self._photographs = photographs
         self.resolution = resolution
-        self._fills = lru_cache(maxsize=16)(self._paint_fills)
+        self._fill = lru_cache(maxsize=32)(self._paint_fill)
 
-    def _paint_fills(self, body: Texture, second: Texture) -> tuple[np.ndarray, np.ndarray]:
-        """Both textures as packed RGBA uint32, square, at twice the resolution."""
+    def _paint_fill(self, texture: Texture) -> np.ndarray:
+        """The texture as packed RGBX uint32, square, at twice the resolution."""
         side = 2 * self.resolution
-        packed = []
-        for texture in (body, second):
-            rgba = np.full((side, side, 4), 255, np.uint8)
-            rgba[..., :3] = paint_texture(texture, side, self._photographs)
-            packed.append(rgba.view(np.uint32)[..., 0])
-        return packed[0], packed[1]
+        rgbx = np.empty((side, side, 4), np.uint8)
+        rgbx[..., :3] = paint_texture(texture, side, self._photographs)
+        return rgbx.view(np.uint32)[..., 0]
 
     def sprite(self, identity: Identity, pose: Pose, fine: bool = True) -> Sprite:
         """`identity` in `pose`. `fine` averages 2 x 2 pixels; without it the picture is for drawing at half its size or less."""
@@ -195,16 +204,17 @@ class Painter:
         codes = np.asarray(index)
         palette = np.zeros((OUTLINE + 1, 4), np.uint8)
         for code, colour in ((ACCENT, identity.accent), (LIGHT, identity.light), (DARK, identity.dark), (OUTLINE, identity.line)):
-            palette[code] = (*colour, 255)
-        body, second = self._fills(identity.body, identity.second)
+            palette[code, :3] = colour
         pixels = palette.view(np.uint32)[:, 0][codes]
-        np.copyto(pixels, body[::step, ::step], where=codes == BODY)
-        np.copyto(pixels, second[::step, ::step], where=codes == SECOND)
-        picture = Image.fromarray(pixels.view(np.uint8).reshape(size, size, 4))
+        np.copyto(pixels, self._fill(identity.body)[::step, ::step], where=codes <= BODY)
+        if any(part.fill == SECOND for part in identity.silhouette.parts):
+            np.copyto(pixels, self._fill(identity.second)[::step, ::step], where=codes == SECOND)
+        picture = Image.frombytes("RGB", (size, size), pixels.tobytes(), "raw", "RGBX")
+        alpha = index.point(_VISIBLE)
         if fine:
-            picture = picture.reduce(2)  # Pillow averages RGBA with premultiplied colours, so edges keep their colour
+            picture, alpha = picture.reduce(2), alpha.reduce(2)
         (x0, y0), (x1, y1) = np.maximum(low * scale, -1), np.minimum(high * scale, 1)
-        return Sprite(picture, (float(x0), float(y0), float(x1), float(y1)))
+        return Sprite(picture, alpha, (float(x0), float(y0), float(x1), float(y1)))
 
 
 def place(
@@ -224,8 +234,8 @@ def place(
     x0, y0, x1, y1 = sprite.box
     unit = height / max(x1 - x0, y1 - y0, 1e-3)  # pixels per unit of the square
     reduction = max(int(sprite.picture.width / 2 / unit / 1.15), 1)
-    source = sprite.scaled(reduction)
-    per_unit = source.width / 2
+    picture, alpha = sprite.scaled(reduction)
+    per_unit = picture.width / 2
     half_x, half_y = (x1 - x0) / 2 * unit + 1, (y1 - y0) / 2 * unit + 1
     cosine, sine = float(np.cos(angle)), float(np.sin(angle))
     reach_x, reach_y = abs(half_x * cosine) + abs(half_y * sine), abs(half_x * sine) + abs(half_y * cosine)
@@ -241,20 +251,18 @@ def place(
         a, b = -a, -b
     middle_x, middle_y = ((x0 + x1) / 2 + 1) * per_unit, ((y0 + y1) / 2 + 1) * per_unit
     dx, dy = left - x, top - y
-    patch = source.transform(
-        (right - left, bottom - top),
-        Image.Transform.AFFINE,
-        (a, b, middle_x + a * dx + b * dy, d, e, middle_y + d * dx + e * dy),
-        resample=Image.Resampling.BILINEAR,
+    matrix = (a, b, middle_x + a * dx + b * dy, d, e, middle_y + d * dx + e * dy)
+    colour, seen = (
+        layer.transform((right - left, bottom - top), Image.Transform.AFFINE, matrix, resample=Image.Resampling.BILINEAR)
+        for layer in (picture, alpha)
     )
-    canvas.paste(patch, (left, top), patch)
-    return patch.getchannel("A"), (left, top)
+    canvas.paste(colour, (left, top), seen)
+    return seen, (left, top)
 
 
 def dominant_colour(sprite: Sprite) -> str:
     """The colour word that most of the sprite's pixels have."""
-    pixels = np.asarray(sprite.picture.reduce(2))
-    visible = pixels[pixels[..., 3] > 127][:, :3]
+    visible = np.asarray(sprite.picture)[::2, ::2][np.asarray(sprite.alpha)[::2, ::2] > 127]
     if not len(visible):
         return COLOUR_WORDS[0]
     return COLOUR_WORDS[int(np.bincount(colour_indices(visible), minlength=len(COLOUR_WORDS)).argmax())]

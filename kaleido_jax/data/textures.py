@@ -74,6 +74,8 @@ def smooth_noise(rng: np.random.Generator, height: int, width: int, cells: float
 
 def _blend(masks: np.ndarray, first: Colour, second: Colour) -> np.ndarray:
     """`first` where `masks` is 0, `second` where it is 1."""
+    if masks.dtype == bool:
+        return np.asarray([first, second], np.uint8)[masks.view(np.uint8)]
     a, b = np.asarray(first, np.float32), np.asarray(second, np.float32)
     return a + masks[..., None].astype(np.float32) * (b - a)
 
@@ -106,7 +108,7 @@ def _canvas(rng: np.random.Generator, kind: str, colours: tuple[Colour, ...], si
         for _ in range(whole(rng, 40, 90)):
             x, y, turn = between(rng, -1, 1), between(rng, -1, 1), between(rng, 0, 3.2)
             polygon(ellipse(x, y, long / 2, wide, turn, count=8), colours[1 + whole(rng, 0, 1)])
-    return np.asarray(image, np.float32)
+    return np.asarray(image)
 
 
 def paint_texture(texture: Texture, size: int, photographs: Photographs | None) -> np.ndarray:
@@ -127,11 +129,11 @@ def paint_texture(texture: Texture, size: int, photographs: Photographs | None) 
         phase = ((x + wave) * between(rng, 1.8, 5.0) + rng.random()) % 1.0
         rgb = _blend(phase > duty, first, second)
         if chance(rng, 0.3):
-            rgb = np.where(((phase > duty + 0.12) & (phase < 0.92))[..., None], np.asarray(third, np.float32), rgb)
+            rgb[(phase > duty + 0.12) & (phase < 0.92)] = third
     elif kind == "checker":
         x, y = _grid(size, angle)
         density = between(rng, 1.8, 4.5)
-        rgb = _blend((np.floor(x * density + rng.random()) + np.floor(y * density + rng.random())) % 2, first, second)
+        rgb = _blend((np.floor(x * density + rng.random()) + np.floor(y * density + rng.random())) % 2 == 1, first, second)
     elif kind == "plaid":
         x, y = _grid(size, angle)
         density, duty = between(rng, 1.5, 3.5), between(rng, 0.55, 0.75)
@@ -149,7 +151,7 @@ def paint_texture(texture: Texture, size: int, photographs: Photographs | None) 
         cells = whole(rng, 5, 10)
         colours = np.asarray(texture.colours, np.float32)[(rng.random((cells, cells)) * 3).astype(int)]
         colours = np.clip(colours + (rng.random((cells, cells, 1)) - 0.5) * 60, 0, 255).astype(np.uint8)
-        rgb = np.asarray(Image.fromarray(colours).resize((size, size), Image.Resampling.NEAREST), np.float32)
+        rgb = np.asarray(Image.fromarray(colours).resize((size, size), Image.Resampling.NEAREST))
     elif kind == "gradient":
         x, _ = _grid(size, between(rng, 0, 2 * np.pi))
         rgb = _blend(np.clip(0.5 + 0.75 * x, 0, 1), first, second)
@@ -160,14 +162,14 @@ def paint_texture(texture: Texture, size: int, photographs: Photographs | None) 
         x, _ = _grid(size, angle)
         rgb = _blend(x > between(rng, -0.15, 0.3), first, second)
     else:  # plain, shaded
-        rgb = np.broadcast_to(np.asarray(first, np.float32), (size, size, 3))
+        rgb = np.broadcast_to(np.asarray(first, np.uint8), (size, size, 3))
     if kind == "shaded" or chance(rng, 0.35):  # light from above
         x, y = _grid(size, 0.0, between(rng, -0.4, 0.1), between(rng, -0.5, -0.2))
         light = 1.18 - between(rng, 0.25, 0.42) * np.hypot(x, y)
-        rgb = rgb * light[..., None]
+        rgb = rgb * light.astype(np.float32)[..., None]
     if chance(rng, 0.25):  # grain
-        rgb = rgb + (smooth_noise(rng, size, size, size / 5)[..., None] - 0.5) * between(rng, 15, 45)
-    return np.clip(rgb, 0, 255).astype(np.uint8)
+        rgb = rgb + (smooth_noise(rng, size, size, size / 5)[..., None] - 0.5) * np.float32(between(rng, 15, 45))
+    return rgb if rgb.dtype == np.uint8 else np.clip(rgb, 0, 255).astype(np.uint8)
 
 
 def repainted(rng: np.random.Generator, texture: Texture, colour: Colour) -> Texture:

@@ -6,7 +6,8 @@ scene seeds are split the same way, and photographs by name. References show the
 the video does: they are drawn anew, never cut from its frames.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 
 import numpy as np
 from PIL import Image
@@ -23,6 +24,7 @@ __all__ = ["MOTIONS", "SPLITS", "Sample", "Story", "World", "vocabulary"]
 
 SPLITS = ("train", "heldout")
 MAX_REFERENCES = 3
+STANDING = ("right", "left", "hop", "still", "grow", "shrink")  # motions that keep to the floor where there is one
 BACKGROUND = 0  # the subject index of a reference that shows the scene
 
 
@@ -33,7 +35,7 @@ class Story:
     Attributes:
         seed: of everything that the other fields leave open (paths, poses, reference surroundings).
         split: which photographs may appear; one of SPLITS.
-        identities: one or two subjects, back to front; subject i + 1 of masks and references.
+        identities: one or two subjects, in the order of mention; subject i + 1 of masks and references.
         motions: one of MOTIONS for each subject.
         scene, scene_seed: a name of SCENES or "photo", and which of its variations.
         pictures: how many reference pictures each subject has.
@@ -89,8 +91,15 @@ class World:
             raise ValueError(f"size is {size} and frames {frames}; a world needs at least 16 x 16 pixels and 1 frame.")
         self.frames = frames
         self.seed = seed
+        self._arguments = (size, frames, photographs, seed)
         self._has_photographs = photographs
         self._painters: dict[str, Painter] = {}
+        self._looks = lru_cache(maxsize=64)(self._see)
+
+    def __reduce__(self):
+        # A loader's worker gets the arguments and draws for itself; caches stay behind.
+        size, frames, photographs, seed = self._arguments
+        return partial(World, photographs=photographs, seed=seed), (size, frames)
 
     def sample(self, seed: int, split: str = "train") -> Sample:
         """The sample of (seed, split); the same arguments give the same bytes."""
@@ -124,6 +133,9 @@ class World:
 
     def looks(self, subject: Identity) -> Looks:
         """What a caption may say about `subject`."""
+        return self._looks(subject)
+
+    def _see(self, subject: Identity) -> Looks:
         colour = dominant_colour(self._painter_of(subject).sprite(subject, Pose(), fine=False))
         silhouette = subject.silhouette
         return Looks(family=silhouette.family, noun=silhouette.noun, colour=colour, texture=TEXTURE_WORDS.get(subject.body.kind, ""))
@@ -139,21 +151,33 @@ class World:
         low, high = (0.34, 0.52) if count == 1 else (0.3, 0.42)
         aspect = self.width / self.height
         paths = [
-            draw_path(rng, motion, self.frames, aspect=aspect, lane=lane, ground=plate.ground, low=low, high=high)
-            for motion, lane in zip(story.motions, lanes)
+            draw_path(
+                rng, motion, self.frames, aspect=aspect, lane=lane, floor=floor, grounded=plate.ground is not None, low=low, high=high
+            )
+            for motion, lane, floor in zip(story.motions, lanes, _floors(rng, story.motions, plate.ground))
         ]
         actors = [self._actor(rng, subject, path) for subject, path in zip(story.identities, paths)]
+        # Whoever stands lower is nearer.
+        order = sorted(range(count), key=lambda i: float((paths[i].y + paths[i].height / 2).max()))
+        grounded = [plate.ground is not None and motion in STANDING for motion in story.motions]
+        for i in range(count):
+            if grounded[i]:  # a path places boxes as tall as they are long; put the feet of flatter subjects on the floor too
+                x0, y0, x1, y1 = actors[i][0].box
+                flat = 1 - (y1 - y0) / max(x1 - x0, y1 - y0)
+                paths[i] = replace(paths[i], y=paths[i].y + flat / 2 * paths[i].height)
         video = np.empty((self.frames, self.height, self.width, 3), np.uint8)
         masks = np.zeros((self.frames, self.height, self.width), np.uint8)
         shadows = plate.ground is not None and chance(rng, 0.7)
         for frame in range(self.frames):
             picture = plate.picture.copy()
-            for i, (path, sprites) in enumerate(zip(paths, actors)):
+            for i in order:
+                path, sprites = paths[i], actors[i]
                 height = float(path.height[frame]) * self.height
                 x, y = float(path.x[frame]) * self.width, float(path.y[frame]) * self.height
                 sprite = sprites[int(path.gait[frame] * len(sprites)) % len(sprites)]
-                if shadows and story.motions[i] in ("right", "left", "hop", "still", "grow", "shrink"):
-                    floor = float((path.y + path.height / 2).max()) * self.height
+                if shadows and grounded[i]:
+                    tall = (sprite.box[3] - sprite.box[1]) / max(sprite.box[2] - sprite.box[0], sprite.box[3] - sprite.box[1])
+                    floor = float((path.y + path.height * tall / 2).max()) * self.height
                     self._shade(picture, x, floor, height * 0.4)
                 placed = place(picture, sprite, x, y, height, float(path.angle[frame]), path.mirror)
                 if placed:
@@ -205,7 +229,7 @@ class World:
     def _actor(self, rng: np.random.Generator, subject: Identity, path: Path) -> list[Sprite]:
         """The sprites that a subject goes through in one turn of its gait."""
         base = draw_pose(rng, 0.5)
-        moves = any(part.swing for part in subject.silhouette.parts)
+        moves = path.reach > 0 and any(part.swing for part in subject.silhouette.parts)
         painter = self._painter_of(subject)
         # Below half the sprite's resolution, averaging while placing is enough to smooth its edges.
         fine = float(path.height.max()) * self.height * 2.2 > painter.resolution
@@ -239,6 +263,18 @@ class World:
             resolution = max(128, 16 * round(min(self.height, self.width) / 12))
             self._painters[split] = Painter(self._photographs(split), resolution)
         return self._painters[split]
+
+
+def _floors(rng: np.random.Generator, motions: tuple[str, ...], ground: float | None) -> list[tuple[float, float]]:
+    """For each subject, the range of y that its feet may stand in: below the horizon where there is one.
+
+    Two subjects of whom one crosses the frame stand at different depths, so that neither hides the other for long.
+    """
+    back = 0.62 if ground is None else min(max(ground + 0.08, 0.6), 0.88)
+    if len(motions) == 1 or not {"left", "right"} & set(motions):
+        return [(back if ground is not None else 0.72, 0.97)] * len(motions)
+    floors = [(0.46 if ground is None else back - 0.06, 0.52 if ground is None else back), (0.93, 0.99)]
+    return floors if chance(rng, 0.5) else floors[::-1]
 
 
 def _extent(sprite: Sprite, angle: float) -> tuple[float, float]:
