@@ -277,8 +277,21 @@ def _draw_mask(
         canvas.box(at, below - 6, 12, 12, colour, SOFT)
         canvas.text(at + 18, below, words, 12, SOFT)
         at += 36 + canvas.width_of(words, 12)
-    share = np.asarray(mask.dense())[0].mean()
-    canvas.text(left + inner, below, f"{share:.0%} of pairs", 12, SOFT, "rm")
+    canvas.text(left + inner, below, f"{_visible_share(mask):.0%} of pairs", 12, SOFT, "rm")
+
+
+def _visible_share(mask: TokenMask) -> float:
+    """The share of pairs that are visible in the batch's first sample."""
+
+    def kinds(bits, sample):
+        sample = np.zeros_like(bits) if sample is None else sample
+        pairs = np.stack([np.atleast_2d(np.asarray(x))[0].astype(np.int64) for x in (bits, sample)])
+        return np.unique(pairs, axis=1, return_counts=True)
+
+    (queries, q_count), (keys, k_count) = kinds(mask.reads, mask.q_sample), kinds(mask.groups, mask.k_sample)
+    visible = (queries[0][:, None] & keys[0][None]) != 0
+    visible &= (queries[1][:, None] == keys[1][None]) & (queries[1] >= 0)[:, None]
+    return float(q_count @ visible @ k_count / (q_count.sum() * k_count.sum()))
 
 
 def _draw_principles(canvas: _Canvas, x: Length, y: Length, principles: Principles):

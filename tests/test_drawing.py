@@ -71,3 +71,12 @@ def test_many_segments_and_subjects_fit():
     many = [Segment(kind="reference", grid=(1, 1, 2), subject=subject) for subject in range(20)]
     picture = draw(TokenLayout((*many, Segment(kind="video", grid=(1, 2, 2)))), "shift-wh", masks.bidirectional)
     assert picture.width < 1500 and picture.height < 1500
+
+
+def test_the_visible_share_is_that_of_the_dense_mask():
+    lengths = np.array([[16, 0, 5, 48]])
+    contents = LAYOUT.contents(lengths=lengths)
+    mask = masks.visibility(LAYOUT, masks.unidirectional, contents=contents)
+    assert drawing._visible_share(mask) == pytest.approx(np.asarray(mask.dense()).mean())
+    plain = masks.separate_references(LAYOUT)
+    assert drawing._visible_share(plain) == pytest.approx(np.asarray(plain.dense()).mean())
