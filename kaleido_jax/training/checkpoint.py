@@ -23,6 +23,7 @@ MANIFEST = "manifest.json"
 METADATA = "metadata.json"
 ARRAYS = "arrays"
 PARTIAL = ".partial"
+CORRUPT = ".corrupt"
 
 
 class Checkpoints:
@@ -73,16 +74,17 @@ class Checkpoints:
         """
         if step is not None:
             return self._read(step, target)
-        steps = self.steps()
-        for candidate in reversed(steps):
+        for candidate in reversed(self.steps()):
             try:
                 return self._read(candidate, target)
             except DamagedCheckpoint as error:
                 bad = self.folder / f"{candidate:08d}"
-                bad.rename(bad.with_name(bad.name + ".corrupt"))
-                warnings.warn(f"{error}; it was set aside as {bad.name}.corrupt", stacklevel=2)
-        if steps:
-            raise StorageError(f"none of the {len(steps)} checkpoints in {self.folder} can be read")
+                shutil.rmtree(bad.with_name(bad.name + CORRUPT), ignore_errors=True)
+                bad.rename(bad.with_name(bad.name + CORRUPT))
+                warnings.warn(f"{error}; it was set aside as {bad.name}{CORRUPT}", stacklevel=2)
+        aside = sorted(p.name for p in self.folder.glob(f"*{CORRUPT}"))
+        if aside:  # a run that once was must not start anew in silence
+            raise StorageError(f"no checkpoint in {self.folder} can be read; damaged ones are {', '.join(aside)}")
         return None
 
     def _read(self, step: int, target: Any) -> tuple[int, Any, dict[str, Any]]:
