@@ -26,14 +26,17 @@ class Branch:
 
 @dataclass(frozen=True)
 class Guidance:
-    """Branches and their weights, which sum to 1. A branch of weight 0 is left out, so that nobody computes it."""
+    """Branches and their weights, which sum to 1.
+
+    The weights may be traced arrays, so that a compiled program serves every scale.
+    """
 
     branches: tuple[Branch, ...]
-    weights: tuple[float, ...]
+    weights: tuple[float | jax.Array, ...]
 
     @classmethod
     def of(cls, *terms: tuple[float, Branch]) -> "Guidance":
-        """From (weight, branch) pairs."""
+        """From (weight, branch) pairs; those of weight 0 are left out, so that nobody computes them."""
         kept = [(weight, branch) for weight, branch in terms if weight != 0]
         return cls(tuple(branch for _, branch in kept), tuple(weight for weight, _ in kept))
 

@@ -82,3 +82,11 @@ def test_bfloat16_branches_are_combined_in_float32():
 def test_wrong_number_of_conditions_is_refused():
     with pytest.raises(ValueError, match="each of the 2 branches, got 1"):
         g.guided(lambda x, t, condition: x, [None], g.text_guidance())
+
+
+def test_weights_may_be_traced():
+    rule = g.image_text_guidance()
+    velocities = branches(3)
+    combine = jax.jit(lambda weights, parts: g.Guidance(rule.branches, tuple(jnp.unstack(weights))).combine(parts))
+    result = combine(jnp.asarray(rule.weights, jnp.float32), velocities)
+    np.testing.assert_allclose(result, rule.combine(velocities), atol=1e-5)
