@@ -17,7 +17,7 @@ PACKAGE = ROOT / "kaleido_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # The layers, lowest first: a room may import itself, its own layer where that is marked, and every layer below.
-VOCABULARY = {"layout", "rope", "masks", "typing", "config", "errors", "tree", "names"}
+VOCABULARY = {"layout", "rope", "masks", "typing", "config", "errors", "tree", "names", "table"}
 ATTENTION = VOCABULARY | {"attention"}
 METHODS = ATTENTION | {"models", "diffusion", "methods"}
 WEIGHTS = METHODS | {"adapters", "porting", "parallel"}
@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "adapters": WEIGHTS,
     "porting": WEIGHTS,
     "parallel": WEIGHTS,
+    "drawing": VOCABULARY | {"drawing"},
     "media": VOCABULARY | {"media"},
     "data": VOCABULARY | {"media", "data"},  # not models: data is written once and read by any of them
     "bundle": WEIGHTS | {"bundle"},
@@ -40,7 +41,8 @@ MAY_IMPORT = {
     ),
     **dict.fromkeys(
         ("cli", "demo"),
-        WEIGHTS | {"media", "data", "bundle", "training", "curation", "evaluation", "pipeline", "cli", "demo"},
+        WEIGHTS
+        | {"media", "data", "bundle", "training", "curation", "evaluation", "pipeline", "drawing", "cli", "demo"},
     ),
 }
 # Narrower than the arrows, as (files, what they must not import, why).
@@ -52,7 +54,7 @@ EXCEPTIONS = [
 # The one file that may read PyTorch's pickled files, through the weights-only loader.
 PICKLE_READER = "porting/pickled.py"
 # Import name -> distribution name, where they differ.
-DISTRIBUTIONS = {"PIL": "pillow", "orbax": "orbax_checkpoint"}
+DISTRIBUTIONS = {"absl": "absl_py", "PIL": "pillow", "orbax": "orbax_checkpoint"}
 # Extras that a room may count on, imported inside the functions that need them.
 ROOM_EXTRAS = {"porting": {"torch"}, "data": {"data"}, "testing": {"test"}}
 
