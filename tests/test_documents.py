@@ -30,7 +30,7 @@ BLOCK = re.compile(r"^ *```(?:bash|sh)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 
 def docstring_commands(path: pathlib.Path) -> list[list[str]]:
     """The commands in the docstring of a program or configuration: indented lines, as in tools/lock.py."""
-    docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+    docstring = ast.get_docstring(ast.parse(path.read_text()), clean=False) or ""
     lines = re.findall(r"^    ((?:kaleido|python) (?:.*\\\n)*.*)$", docstring, re.MULTILINE)
     return commands("```bash\n" + "\n".join(lines) + "\n```\n")
 
