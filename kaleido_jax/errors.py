@@ -1,7 +1,7 @@
 """Errors that a user can do something about, and the exit code that each one ends the `kaleido` command with.
 
-An error of these classes is one clear sentence: it names the field or the file, the value found, and what would be right.
-Everything else that escapes is a defect of this library and ends with `ExitCode.INTERNAL`.
+An error of these classes is one clear sentence: it names the field or the file, the value found, and what would be
+right. Everything else that escapes is a defect of this library and ends with `ExitCode.INTERNAL`.
 """
 
 import difflib
@@ -71,4 +71,4 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     nearest = nearest_name(name, known)
     hint = f"; did you mean {nearest!r}?" if nearest else "."
-    return f"There is no {what} {printable(name)!r}{hint} Known: {', '.join(known)}."
+    return f"There is no {what} {printable(name)!r}{hint} Known: {', '.join(known) or 'none'}."

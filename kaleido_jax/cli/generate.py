@@ -31,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE[,FILE...]",
-        help="a subject: a PNG, JPEG or WebP picture (or an MP4 or WebM clip), or several of the same subject, separated "
-        "by commas; repeat it for each subject",
+        help="a subject: a PNG, JPEG or WebP picture (or an MP4 or WebM clip), or several of the same subject, "
+        "separated by commas; repeat it for each subject",
     )
     parser.add_argument("--prompt", metavar="TEXT", help="what happens in the video")
     parser.add_argument(
@@ -195,6 +195,7 @@ def _warnings_as_notes() -> Iterator[None]:
         _note(f"note: {printable(str(message), 600)}")
 
     with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
         warnings.showwarning = show
         yield
 

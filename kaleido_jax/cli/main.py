@@ -24,7 +24,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         raise UsageError(f"{message[:1].upper()}{message[1:].rstrip('.')}. See: {self.prog} --help")
 
-    def parse_known_args(self, args=None, namespace=None):  # pyright: ignore[reportIncompatibleMethodOverride]
+    def parse_known_args(self, args=None, namespace=None):
         namespace, rest = super().parse_known_args(args, namespace)
         if hasattr(namespace, "overrides"):  # argparse drops words of a nargs="*" argument that stand after an option
             namespace.overrides += [word for word in rest if not word.startswith("-")]

@@ -31,15 +31,15 @@ def limit_resources(limits: dict) -> None:
 
 
 def decode(data: bytes, job: dict):
-    """Frames of `data` at times k / fps, at most `frames` of them, fitted inside height x width: a list of arrays."""
+    """Frames of `data` at the moments k / fps, at most `frames` of them, fitted inside height x width; arrays."""
     import av
-    import numpy as np
-    from PIL import Image
 
     limits = job["limits"]
     # The demuxer is named, so that no playlist or subtitle format is ever tried; the bytes come from memory and no
     # protocol is allowed, so that the file cannot make the library open another one.
-    with av.open(io.BytesIO(data), format=job["demuxer"], options={"protocol_whitelist": "none"}) as container:
+    with av.open(
+        io.BytesIO(data), mode="r", format=job["demuxer"], options={"protocol_whitelist": "none"}
+    ) as container:
         if not container.streams.video:
             raise Refused("holds no pictures, only sound or text; give a clip with a video track")
         stream = container.streams.video[0]
@@ -57,48 +57,52 @@ def decode(data: bytes, job: dict):
         if seconds > limits["seconds"]:
             raise Refused(f"lasts {seconds:.0f} s, and at most {limits['seconds']} s are read; cut it first")
         stream.thread_type = "NONE"
-        frames, wanted, start, size = [], 0, None, None
+        frames, shown, start, time = [], None, None, 0.0
+        # The moment k / fps shows the last frame that has begun by then: a slow clip repeats frames, a fast one skips
+        # them. A thousandth of a second lets rounded time stamps pass as equal.
+        missing = lambda time: len(frames) < job["frames"] and len(frames) / job["fps"] < time - start - 1e-3
         for number, frame in enumerate(container.decode(stream)):
             if number >= limits["decoded_frames"]:
                 raise Refused(
-                    f"has over {limits['decoded_frames']} frames before the {job['frames']} wanted at {job['fps']:g} a second "
-                    "are found; give a shorter or slower clip"
+                    f"has over {limits['decoded_frames']} frames before the {job['frames']} wanted at {job['fps']} "
+                    "a second are found; give a shorter or slower clip"
                 )
             if max(frame.width, frame.height) > limits["side"]:
                 raise Refused(f"changes its size to {frame.width} x {frame.height}; give a smaller version")
             time = frame.time if frame.time is not None else number / float(stream.average_rate or job["fps"])
             start = time if start is None else start
-            # Every moment k / fps that this frame is the first to reach shows it: a slow clip repeats frames, a fast one
-            # skips them. Half a frame of slack keeps rounding of time stamps from repeating one.
-            if wanted / job["fps"] > time - start + 0.5 / job["fps"]:
-                continue
-            rgb = Image.fromarray(np.ascontiguousarray(upright(frame)))
-            size = size or fitted(rgb.width, rgb.height, job)
-            array = np.asarray(rgb.resize(size, Image.Resampling.LANCZOS))
-            while wanted < job["frames"] and wanted / job["fps"] <= time - start + 0.5 / job["fps"]:
-                frames.append(array)
-                wanted += 1
-            if wanted == job["frames"]:
+            if missing(time):
+                picture = fitted(shown, job)
+                while missing(time):
+                    frames.append(picture)
+            if len(frames) == job["frames"]:
                 break
+            shown = frame
+        if shown is not None:
+            picture, end = fitted(shown, job), time + 1.0 / float(stream.average_rate or job["fps"])
+            while missing(end):
+                frames.append(picture)
     if not frames:
         raise Refused("holds no frame that can be decoded; give a whole clip")
     return frames
 
 
-def upright(frame):
-    """The frame as RGB array [h, w, 3], turned by the container's display matrix (a phone held upright)."""
+def fitted(frame, job: dict):
+    """The frame as RGB array [h, w, 3], turned upright by the container's display matrix, inside the wanted box.
+
+    The size is that of `kaleido_jax.media.references.fitted_size`.
+    """
     import numpy as np
+    from PIL import Image
 
-    rotation = int(round(getattr(frame, "rotation", 0) / 90.0)) % 4
-    return np.rot90(frame.to_ndarray(format="rgb24"), rotation)
-
-
-def fitted(width: int, height: int, job: dict) -> tuple[int, int]:
-    """(width, height) inside the wanted box, as `kaleido_jax.media.references.fitted_size` has it."""
-    ratio = width / height
+    rotation = round(getattr(frame, "rotation", 0) / 90) % 4
+    picture = Image.fromarray(np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), rotation)))
+    ratio = picture.width / picture.height
     if ratio > job["width"] / job["height"]:
-        return job["width"], max(1, int(job["width"] / ratio))
-    return max(1, int(job["height"] * ratio)), job["height"]
+        size = job["width"], max(1, int(job["width"] / ratio))
+    else:
+        size = max(1, int(job["height"] * ratio)), job["height"]
+    return np.asarray(picture.resize(size, Image.Resampling.LANCZOS))
 
 
 def main() -> None:

@@ -41,7 +41,7 @@ def is_clip(path: str | os.PathLike[str]) -> bool:
 
 
 def read_clip(
-    path: str | os.PathLike[str], *, frames: int, height: int, width: int, frames_per_second: float
+    path: str | os.PathLike[str], *, frames: int, height: int, width: int, frames_per_second: int
 ) -> UInt8[np.ndarray, "f height width 3"]:
     """The clip's first frames as a reference: sampled at `frames_per_second`, at most `frames` of them, a count 4n + 1.
 

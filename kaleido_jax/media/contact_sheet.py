@@ -1,10 +1,13 @@
 """One picture that shows what went in and what came out: the references beside the frames, with the prompt above."""
 
+import bisect
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+Number = int | float
 
 # Everything is drawn at this many pixels a unit, so that text and corners are smooth on dense screens.
 _SCALE = 2
@@ -23,7 +26,7 @@ def contact_sheet(
     *,
     prompt: str,
     caption: str,
-    frames_per_second: float,
+    frames_per_second: int,
 ) -> UInt8[np.ndarray, "height width 3"]:
     """A sheet with a column of references on the left, eight frames on the right, the prompt above, `caption` below.
 
@@ -82,68 +85,63 @@ def contact_sheet(
 def _reference_grid(
     count: int, height: int, label: int, cell_width: int, cell_height: int
 ) -> tuple[int, tuple[int, int]]:
-    """(columns, (width, height) of one reference) so that `count` references fill the height of the frames beside them."""
+    """(columns, (width, height) of one reference): `count` references as tall together as the frames beside them."""
     if count == 0:
         return 0, (0, 0)
     for columns in range(1, count + 1):
         rows = -(-count // columns)
         tall = min(cell_height, (height - rows * label - (rows - 1) * _GAP) // rows)
-        if tall >= 0.6 * cell_height or columns == count:
+        if tall >= 0.45 * cell_height or columns == count:
             break
     tall = max(tall, 24)
     return columns, (max(24, round(tall * cell_width / cell_height)), tall)
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float, most: int) -> list[str]:
+def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: Number, most: int) -> list[str]:
     """`text` in lines of at most `width` pixels and at most `most` of them; an ellipsis ends what did not fit."""
-    lines: list[str] = []
-    line = ""
-    for word in text.split():
-        while font.getlength(word) > width:  # a word longer than a line is cut
-            keep = next(n for n in range(len(word), 0, -1) if font.getlength(word[:n]) <= width or n == 1)
-            if line:
-                lines.append(line)
-                line = ""
-            lines.append(word[:keep])
-            word = word[keep:]
-            if not word:
-                break
+    fits = lambda line: font.getlength(line) <= width
+    lines, line, rest = [], "", text.split()
+    while rest and len(lines) < most:
+        word = rest.pop(0)
         candidate = f"{line} {word}".strip()
-        if line and font.getlength(candidate) > width:
-            lines.append(line)
-            line = word
-        else:
+        if fits(candidate):
             line = candidate
-    if line:
-        lines.append(line)
-    if len(lines) > most:
-        lines = lines[:most]
-        while lines[-1] and font.getlength(lines[-1] + " …") > width:
-            lines[-1] = lines[-1].rpartition(" ")[0]
+        elif line:
+            lines.append(line)
+            line, rest = "", [word, *rest]
+        else:  # a word longer than a line is cut
+            keep = max(1, bisect.bisect_right(range(len(word)), width, key=lambda n: font.getlength(word[: n + 1])))
+            lines.append(word[:keep])
+            rest = [word[keep:], *rest]
+    if len(lines) < most:
+        return [*lines, line]
+    if rest or line:
+        while lines[-1] and not fits(lines[-1] + " …"):
+            lines[-1] = lines[-1][:-1]
         lines[-1] += " …"
-    return lines or [""]
+    return lines
 
 
 class _Sheet:
     """A canvas whose coordinates are units of `_SCALE` pixels."""
 
-    def __init__(self, width: float, height: float):
+    def __init__(self, width: Number, height: Number):
         self.picture = Image.new("RGB", (round(width * _SCALE), round(height * _SCALE)), _PAPER)
         self.draw = ImageDraw.Draw(self.picture)
 
-    def text(self, x: float, y: float, text: str, font, colour, anchor: str = "la") -> None:
+    def text(self, x: Number, y: Number, text: str, font, colour, anchor: str = "la") -> None:
         self.draw.text((x * _SCALE, y * _SCALE), text, font=font, fill=colour, anchor=anchor)
 
-    def line(self, x0: float, y0: float, x1: float, y1: float) -> None:
+    def line(self, x0: Number, y0: Number, x1: Number, y1: Number) -> None:
         self.draw.line([(x0 * _SCALE, y0 * _SCALE), (x1 * _SCALE, y1 * _SCALE)], fill=(224, 222, 216), width=_SCALE)
 
-    def chip(self, x: float, y: float, text: str, colour: tuple[int, int, int], font) -> None:
+    def chip(self, x: Number, y: Number, text: str, colour: tuple[int, int, int], font) -> None:
         """A coloured dot and a name."""
         centre, radius = (y + 6.5) * _SCALE, 4 * _SCALE
         self.draw.ellipse([x * _SCALE, centre - radius, x * _SCALE + 2 * radius, centre + radius], fill=colour)
         self.text(x + 13, y, text, font, _INK)
 
-    def card(self, picture: UInt8[np.ndarray, "_ _ 3"], x: float, y: float, width: float, height: float) -> None:
+    def card(self, picture: UInt8[np.ndarray, "_ _ 3"], x: Number, y: Number, width: Number, height: Number) -> None:
         """The picture at this place with round corners and a soft shadow."""
         size = (round(width * _SCALE), round(height * _SCALE))
         place = (round(x * _SCALE), round(y * _SCALE))

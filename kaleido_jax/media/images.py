@@ -58,7 +58,7 @@ def read_bytes(path: str | os.PathLike[str], limit: int, what: str) -> bytes:
     """The content of a regular file of at most `limit` bytes.
 
     Raises:
-      InputError: the file is missing, unreadable, a folder or a device, empty, or too large; `what` names what is wanted.
+      InputError: the file is missing, unreadable, a folder or a device, empty, or too large; `what` is what is wanted.
     """
     shown = printable(str(path))
     if "\0" in str(path):
@@ -73,11 +73,12 @@ def read_bytes(path: str | os.PathLike[str], limit: int, what: str) -> bytes:
     except (OSError, UnicodeEncodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a valid file name"
         raise InputError(f"{shown}: cannot be opened ({reason}); give the path of {what}.") from None
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+        raise InputError(f"{shown}: is {kind}; give the path of {what}.")
     with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise InputError(f"{shown}: is {kind}; give the path of {what}.")
         if status.st_size == 0:
             raise InputError(f"{shown}: the file is empty (0 bytes); give {what}.")
         if status.st_size > limit:
@@ -127,7 +128,7 @@ def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
         ) from None
     except InputError:
         raise
-    # Pillow's decoders raise whatever the broken bytes lead them to (OSError, SyntaxError, ValueError, struct.error...).
+    # Pillow's decoders raise whatever broken bytes lead them to (OSError, SyntaxError, ValueError, struct.error...).
     except (Exception, MemoryError) as error:
         reason = printable(str(error) or type(error).__name__, 100)
         raise InputError(
@@ -137,8 +138,8 @@ def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
 
 def _too_large(name: str, found: str) -> str:
     return (
-        f"{name}: the picture has {found}, and at most {MAX_PIXELS // 1_000_000} megapixels and {MAX_SIDE} pixels a side "
-        "are read; give a smaller version."
+        f"{name}: the picture has {found}, and at most {MAX_PIXELS // 1_000_000} megapixels and {MAX_SIDE} pixels a "
+        "side are read; give a smaller version."
     )
 
 

@@ -18,7 +18,7 @@ def fitted_size(height: int, width: int, to_height: int, to_width: int) -> tuple
 
 
 def fit_on_white(picture: UInt8[np.ndarray, "h w 3"], height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:
-    """The picture fitted inside `height` x `width` with Lanczos, centred (an odd pixel goes right and below), on white."""
+    """The picture fitted inside `height` x `width` with Lanczos, centred (an odd pixel goes right, below), on white."""
     inner_height, inner_width = fitted_size(*picture.shape[:2], height, width)
     inner = Image.fromarray(picture).resize((inner_width, inner_height), Image.Resampling.LANCZOS)
     return centre_on_white(np.asarray(inner), height, width)
@@ -37,8 +37,3 @@ def centre_on_white(
 def to_model_range(pixels: UInt8[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
     """(x - 127.5) / 127.5: bytes as float32 in [-1, 1]."""
     return (pixels.astype(np.float32) - np.float32(127.5)) / np.float32(127.5)
-
-
-def to_bytes(pixels: Float32[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
-    """The inverse of `to_model_range`, rounded; values outside [-1, 1] are clipped."""
-    return np.clip(np.rint(pixels * 127.5 + 127.5), 0, 255).astype(np.uint8)

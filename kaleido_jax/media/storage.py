@@ -10,6 +10,8 @@ from pathlib import Path
 
 from kaleido_jax.errors import StorageError, printable
 
+PROBE_BYTES = 64 << 20  # more than this is only asked for, not tried
+
 # Temporary files of this process that are being written now, for `remove_temporaries` when it must end at once.
 _open_temporaries: set[Path] = set()
 
@@ -64,7 +66,7 @@ def remove_temporaries() -> None:
 
 
 def make_writable_folder(folder: Path, needed_bytes: int) -> None:
-    """Makes `folder` if it is missing and proves that `needed_bytes` can be written in it, by writing them.
+    """Makes `folder` if it is missing and proves that `needed_bytes` can be written in it, by writing as many.
 
     Raises:
       StorageError: the folder cannot be made or written, or has no room; asked for before anything expensive starts.
@@ -81,7 +83,7 @@ def make_writable_folder(folder: Path, needed_bytes: int) -> None:
         _open_temporaries.add(probe)
         try:
             with open(probe, "xb") as file:
-                for start in range(0, needed_bytes, 1 << 20):
+                for start in range(0, min(needed_bytes, PROBE_BYTES), 1 << 20):
                     file.write(b"\0" * min(1 << 20, needed_bytes - start))
         finally:
             with contextlib.suppress(OSError):

@@ -1,6 +1,5 @@
 """Writing a video as H.264 in MP4, which every browser and player shows."""
 
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ from kaleido_jax.errors import StorageError
 from kaleido_jax.media.storage import storage_error
 
 
-def write_mp4(path: Path, video: UInt8[np.ndarray, "f h w 3"], frames_per_second: float, quality: int = 14) -> None:
+def write_mp4(path: Path, video: UInt8[np.ndarray, "f h w 3"], frames_per_second: int, quality: int = 14) -> None:
     """Writes `video` to `path` (under this very name; see `storage.written_whole` for a whole-or-nothing file).
 
     H.264 through PyAV's libx264, 4:2:0, BT.709, one thread: equal pixels give equal bytes with one version of PyAV.
@@ -27,10 +26,11 @@ def write_mp4(path: Path, video: UInt8[np.ndarray, "f h w 3"], frames_per_second
     odd = [(0, size % 2) for size in video.shape[1:3]]
     if any(after for _, after in odd):
         video = np.pad(video, [(0, 0), *odd, (0, 0)], mode="edge")
-    rate = Fraction(frames_per_second).limit_denominator(1001)
     try:
         with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            stream = container.add_stream("libx264", rate=rate, options={"crf": str(quality), "preset": "medium"})
+            stream = container.add_stream(
+                "libx264", rate=frames_per_second, options={"crf": str(quality), "preset": "medium"}
+            )
             stream.height, stream.width = video.shape[1:3]
             stream.pix_fmt = "yuv420p"
             stream.thread_count = 1

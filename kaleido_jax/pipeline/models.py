@@ -36,16 +36,16 @@ def find(model: str | Path) -> Path:
         raise UsageError(f"The model {printable(str(model))!r} is a file; give the folder that holds its config.json.")
     if isinstance(model, Path) or "/" in str(model):
         raise UsageError(f"There is no model folder {printable(str(model))!r}.")
-    raise UsageError(f"{unknown_name('model', str(model), names)} A path of a model folder works too.")
+    raise UsageError(f"{unknown_name('model', str(model), names)} The path of a model folder works too.")
 
 
 def check_method(method: str | None, config: "BundleConfig") -> None:
-    """Raises UsageError unless `method` (None: the model's own) is one that exists and that the model was trained with."""
+    """Raises UsageError unless `method` (None: the model's own) exists and is what the model was trained with."""
     if method is not None and method not in METHODS:
         raise UsageError(unknown_name("method", method, METHODS))
     if config.method not in METHODS:
         raise InputError(
-            f"The model {config.name} is of method {printable(config.method)!r}; this version runs {', '.join(METHODS)}."
+            f"The model {config.name} has method {printable(config.method)!r}; this version runs {', '.join(METHODS)}."
         )
     if method not in (None, config.method):
         raise UsageError(f"The model {config.name} was trained with method {config.method}, not {method}.")

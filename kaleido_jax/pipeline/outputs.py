@@ -87,7 +87,7 @@ class Outputs:
         return Found.FINISHED, ""
 
     def check(self, generation: "Generation", *, overwrite: bool) -> None:
-        """Raises UsageError if something that is not this generation would be overwritten; StorageError without room."""
+        """Raises UsageError if anything but this generation would be overwritten; StorageError without room."""
         self.refuse_inputs(reference.name for reference in generation.references if reference.name)
         found, what = self.found(_request(generation))
         if found is Found.OTHER and not overwrite:

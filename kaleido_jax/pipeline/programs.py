@@ -8,7 +8,7 @@ from flax import nnx
 
 from kaleido_jax.bundle import merge
 from kaleido_jax.diffusion import guidance, samplers
-from kaleido_jax.layout import Grid, TokenLayout, patchify, unpatchify
+from kaleido_jax.layout import Grid, TokenLayout, unpatchify
 from kaleido_jax.methods import kaleido
 from kaleido_jax.tree import pytree
 from kaleido_jax.typing import Array, Float, Int, Params, UInt8

@@ -39,12 +39,12 @@ class Reference:
 
 
 def read_references(
-    references: Sequence[Picture | Sequence[Picture]], *, height: int, width: int, frames: int, frames_per_second: float
+    references: Sequence[Picture | Sequence[Picture]], *, height: int, width: int, frames: int, frames_per_second: int
 ) -> tuple[Reference, ...]:
     """All references in their order, fitted to `height` x `width`.
 
     Args:
-      references: one entry a subject: a picture, a clip, or a sequence of pictures and clips that all show this subject.
+      references: one entry a subject: a picture, a clip, or a sequence of pictures and clips that all show it.
       frames, frames_per_second: a clip gives at most so many frames, sampled at this rate.
 
     Raises:
@@ -55,16 +55,16 @@ def read_references(
     read = lambda picture: _pixels(picture, height, width, frames, frames_per_second)
     result = []
     for subject, entry in enumerate(references):
-        several = isinstance(entry, Sequence) and not isinstance(entry, str | bytes)
-        for picture in entry if several else [entry]:
+        pictures = list(entry) if isinstance(entry, Sequence) and not isinstance(entry, str | bytes) else [entry]
+        if not pictures:
+            raise InputError(f"Subject {subject + 1} has an empty list of reference pictures; give it at least one.")
+        for picture in pictures:
             name = os.fspath(picture) if isinstance(picture, str | os.PathLike) else ""
             result.append(Reference(pixels=read(picture), subject=subject, name=os.fsdecode(name)))
-        if several and not entry:
-            raise InputError(f"Subject {subject + 1} has an empty list of reference pictures; give it at least one.")
     return tuple(result)
 
 
-def _pixels(picture: Any, height: int, width: int, frames: int, rate: float) -> UInt8[np.ndarray, "f h w 3"]:
+def _pixels(picture: Any, height: int, width: int, frames: int, rate: int) -> UInt8[np.ndarray, "f h w 3"]:
     if isinstance(picture, str | os.PathLike):
         if is_clip(picture):
             return read_clip(picture, frames=frames, height=height, width=width, frames_per_second=rate)

@@ -73,14 +73,12 @@ class Settings:
             size = getattr(whole, name)
             if size % step:
                 near = " and ".join(str(n) for n in (size // step * step, size // step * step + step) if n)
-                raise UsageError(
-                    f"{name} is {size}; for this model it must be a multiple of {step}, the nearest: {near}."
-                )
+                raise UsageError(f"{name} is {size}; for this model it must be a multiple of {step}, nearest: {near}.")
         step = pt * config.vae.temporal_factor
         if (whole.frames - 1) % step:
             low = (whole.frames - 1) // step * step + 1
             raise UsageError(
-                f"frames is {whole.frames}; for this model it must be {step} n + 1, the nearest: {low} and {low + step}."
+                f"frames is {whole.frames}; for this model it must be {step} n + 1, nearest: {low} and {low + step}."
             )
         if (whole.height, whole.width, whole.frames) != (defaults.height, defaults.width, defaults.frames):
             warnings.warn(
@@ -119,7 +117,7 @@ def _too_long(length: int) -> str:
 
 
 def check_reference_count(count: int, trained: int) -> None:
-    """Warns of more references than the model was trained for, or none; raises UsageError when they are far too many."""
+    """Warns of more references than the model was trained for, or none; raises UsageError for far too many."""
     if count > MAX_REFERENCES:
         raise UsageError(
             f"There are {count} reference pictures, and at most {MAX_REFERENCES} are taken; leave some out."

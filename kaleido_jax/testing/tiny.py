@@ -1,0 +1,74 @@
+"""A whole model in a folder, small enough that a test compiles and runs all of it in seconds."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from flax import nnx
+
+from kaleido_jax.bundle import Bundle, BundleConfig, Defaults, merge, parameters, save_bundle
+from kaleido_jax.models.text import Tokenizer, UMT5Config, UMT5Encoder
+from kaleido_jax.models.vae import VAEConfig, WanVAE
+from kaleido_jax.models.wan import WanConfig, WanTransformer
+
+M = TypeVar("M", bound=nnx.Module)
+
+TINY_CONFIG = BundleConfig(
+    name="tiny",
+    method="kaleido",
+    scheme="shift-wh",
+    transformer=WanConfig(dim=32, ffn_dim=48, heads=2, layers=2, in_channels=4, out_channels=4, text_dim=16, freq_dim=32),
+    vae=VAEConfig(
+        z_dim=4,
+        base_dim=8,
+        decoder_base_dim=8,
+        dim_mult=(1, 1, 1),
+        num_res_blocks=1,
+        temporal_downsample=(True, True),
+        patch_size=2,
+        residual=True,
+        latents_mean=(0.0,) * 4,
+        latents_std=(1.0,) * 4,
+    ),
+    text=UMT5Config(vocab_size=32, dim=16, heads=2, head_dim=8, ffn_dim=32, layers=1),
+    defaults=Defaults(
+        height=32,
+        width=48,
+        frames=5,
+        frames_per_second=8,
+        references=3,
+        text_tokens=8,
+        steps=3,
+        guidance=3.0,
+        shift=3.0,
+    ),
+)
+WORDS = ("a", "red", "blue", "cat", "dog", "walks", "jumps", "left", "right")
+
+
+def tiny_bundle(config: BundleConfig = TINY_CONFIG, seed: int = 0) -> Bundle:
+    """A model with random weights, none of them zero: every input reaches the output."""
+    random = np.random.default_rng(seed)
+    return Bundle(
+        config=config,
+        transformer=_randomised(lambda: WanTransformer(config.transformer, nnx.Rngs(seed)), random),
+        vae=_randomised(lambda: WanVAE(config.vae, nnx.Rngs(seed)), random),
+        text=_randomised(lambda: UMT5Encoder(config.text, nnx.Rngs(seed)), random),
+        tokenizer=Tokenizer.from_words(WORDS),
+    )
+
+
+def save_tiny_bundle(folder: str | Path, config: BundleConfig = TINY_CONFIG, seed: int = 0) -> Path:
+    """Writes `tiny_bundle` to a model folder and returns its path."""
+    save_bundle(folder, tiny_bundle(config, seed))
+    return Path(folder)
+
+
+def _randomised(make: Callable[[], M], random: np.random.Generator) -> M:
+    module = make()
+    shaken = {
+        name: value + 0.1 * random.standard_normal(value.shape).astype(value.dtype)
+        for name, value in parameters(module).items()
+    }
+    return merge(nnx.split(module)[0], shaken)
