@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +72,7 @@ class Bundle:
     tokenizer: Tokenizer
 
 
-def parameters(module: nnx.Module) -> dict[str, Array]:
+def parameters(module: nnx.Module) -> dict[str, Any]:
     """A module's parameters by dotted name, in sorted order."""
     flat = nnx.to_flat_state(nnx.state(module, nnx.Param))
     return {".".join(map(str, path)): variable.get_value() for path, variable in sorted(flat, key=lambda item: str(item[0]))}

@@ -31,9 +31,8 @@ def run(args: argparse.Namespace) -> int:
     with Signals() as signals:
         prepared = prepare(experiment, args.workdir)
         if args.export:
-            state, _ = prepared.restore()
-            if state is prepared.initial:
+            if not prepared.checkpoints.steps():
                 raise UsageError(f"there is no checkpoint in {args.workdir} to export")
-            prepared.export(state, args.export)
+            prepared.export(prepared.restore()[0], args.export)
             return 0
         return int(train(prepared, signals))

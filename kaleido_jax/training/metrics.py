@@ -33,7 +33,10 @@ class Metrics:
         }
         self._file.write(json.dumps(record) + "\n")
 
-    def close(self) -> None:
+    def __enter__(self) -> "Metrics":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
 

@@ -6,7 +6,7 @@ number of loader workers. All samples of a batch fill one bucket: the number of 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import grain
 import numpy as np
@@ -15,14 +15,6 @@ from kaleido_jax.data.latents import LatentCache
 from kaleido_jax.models.text import Tokenizer
 from kaleido_jax.training.experiment import DataConfig
 from kaleido_jax.training.state import Batch
-
-
-class Source(Protocol):
-    """A batch for every step; `video` and `references` are latents, or uint8 pixels where `pixels` is true."""
-
-    pixels: bool
-
-    def batch(self, step: int) -> Batch: ...
 
 
 @dataclass(frozen=True)
@@ -103,6 +95,10 @@ class WorldSource:
             prompts(self.tokenizer, [s.prompt for s in samples], self.config, random),
             self.config.references,
         )
+
+
+# Has a batch for every step, of latents, or of uint8 pixels where `pixels` is true.
+Source: TypeAlias = CachedSource | WorldSource
 
 
 def choose_references(subjects: Sequence[int], config: DataConfig, random: np.random.Generator) -> list[int]:

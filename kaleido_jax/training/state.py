@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from kaleido_jax.training.optimizer import OptimizerConfig, direction
 from kaleido_jax.tree import pytree
@@ -63,8 +62,3 @@ def create(config: OptimizerConfig, parameters: Mapping[str, Mapping[str, Array]
 def size(parameters: Parameters) -> int:
     """How many numbers there are to train."""
     return sum(leaf.size for leaf in jax.tree.leaves(parameters))
-
-
-def global_norm(tree: PyTree) -> Array:
-    """Euclidean norm of all leaves together."""
-    return optax.global_norm(tree)

@@ -95,7 +95,7 @@ def train_step(
         )
 
     loss, gradient = jax.value_and_grad(loss_of)(state.parameters)
-    norm = optax.global_norm(gradient)
+    norm = optax.tree.norm(gradient)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 
     rate = optimizer.learning_rate(config, state.step.astype(jnp.float32), progress)

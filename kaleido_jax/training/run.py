@@ -1,0 +1,176 @@
+"""One experiment in one work directory: networks, programs, checkpoints, latent caches, and the exported model."""
+
+import copy
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from kaleido_jax.bundle import Bundle, BundleConfig, Defaults, merge, parameters, save_bundle
+from kaleido_jax.config import to_json
+from kaleido_jax.data.latents import LatentCache, write_cache
+from kaleido_jax.errors import UsageError
+from kaleido_jax.models.text import Tokenizer, UMT5Encoder
+from kaleido_jax.models.vae import WanVAE
+from kaleido_jax.models.wan import WanTransformer
+from kaleido_jax.training.checkpoint import Checkpoints
+from kaleido_jax.training.experiment import Experiment
+from kaleido_jax.training.metrics import duration, report
+from kaleido_jax.training.programs import Programs
+from kaleido_jax.training.sources import CachedSource, Source, WorldSource
+from kaleido_jax.training.state import Batch, TrainState, create
+from kaleido_jax.training.step import Networks
+
+CLIPS = 16  # encoded at a time when a cache is written
+
+
+class Run:
+    """One experiment in one work directory: everything that is made once, before the first step."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        workdir: str | Path,
+        *,
+        world: Any,
+        vae: WanVAE,
+        tokenizer: Tokenizer,
+        shard_size: int = 128,
+    ) -> None:
+        if tokenizer.vocab_size > experiment.text.vocab_size:
+            raise UsageError(
+                f"text.vocab_size is {experiment.text.vocab_size}; the world's words need {tokenizer.vocab_size}"
+            )
+        self.experiment = experiment
+        self.workdir = Path(workdir).absolute()
+        self.world, self.vae, self.tokenizer, self._shard_size = world, vae, tokenizer, shard_size
+        transformer = WanTransformer(experiment.transformer, nnx.Rngs(experiment.seed))
+        text = UMT5Encoder(experiment.text, nnx.Rngs(experiment.seed + 1))
+        self.networks = Networks(nnx.split(transformer)[0], nnx.split(text)[0])
+        self.initial = create(experiment.optimizer, {"transformer": parameters(transformer), "text": parameters(text)})
+        self.programs = Programs(experiment, self.networks, vae)
+        self.checkpoints = Checkpoints(self.workdir / "checkpoints", keep=experiment.checkpoint.keep)
+
+    def with_experiment(self, experiment: Experiment, workdir: str | Path | None = None) -> "Run":
+        """Another run of the same networks, with this one's compiled programs; what shapes the step must be equal."""
+        run = copy.copy(self)
+        run.experiment = experiment
+        run.workdir = Path(workdir).absolute() if workdir else self.workdir
+        run.checkpoints = Checkpoints(run.workdir / "checkpoints", keep=experiment.checkpoint.keep)
+        return run
+
+    def restore(self) -> tuple[TrainState, float]:
+        """The newest state that verifies and the seconds trained so far, or the initial state and 0."""
+        restored = self.checkpoints.restore(self.initial)
+        if restored is None:
+            return jax.tree.map(jnp.copy, self.initial), 0.0  # a copy, because the step donates its state
+        step, state, metadata = restored
+        report(f"continuing from step {step}")
+        return state, float(metadata["seconds"])
+
+    def save(self, state: TrainState, seconds: float) -> None:
+        metadata = {"seconds": seconds, "experiment": to_json(self.experiment)}
+        self.checkpoints.save(int(state.step), state, metadata)
+
+    def export(self, state: TrainState, folder: str | Path, *, dtype: str = "float16") -> None:
+        """Write the averaged weights as a model folder."""
+        experiment, data, sampling = self.experiment, self.experiment.data, self.experiment.sampling
+        config = BundleConfig(
+            name=experiment.name,
+            method=experiment.method,
+            scheme=experiment.scheme,
+            transformer=dataclasses.replace(experiment.transformer, dtype="float32"),
+            vae=self.vae.config,
+            text=experiment.text,
+            defaults=Defaults(
+                height=data.size,
+                width=data.size,
+                frames=data.frames,
+                frames_per_second=sampling.frames_per_second,
+                references=data.references,
+                text_tokens=data.text_tokens,
+                steps=sampling.steps,
+                guidance=sampling.guidance,
+                shift=sampling.shift,
+            ),
+        )
+        bundle = Bundle(
+            config=config,
+            transformer=merge(self.networks.transformer, state.average["transformer"]),
+            text=merge(self.networks.text, state.average["text"]),
+            vae=self.vae,
+            tokenizer=self.tokenizer,
+        )
+        save_bundle(folder, bundle, dtype=dtype)
+
+    def write_caches(self, stopped: Callable[[], bool]) -> None:
+        """Encode what the latent cache lacks; continues where it was stopped."""
+        data = self.experiment.data
+        for split, samples in (("heldout", data.heldout), ("train", data.samples)):
+            began, first = time.monotonic(), [0]
+
+            def progress(done: int, total: int) -> None:
+                first[0] = first[0] or done
+                seconds = time.monotonic() - began
+                left = seconds * max(total - done, 0) / max(done - first[0] + 1, 1)
+                report(f"encoded {done} of {total} {split} samples, about {duration(left)} left")
+
+            write_cache(
+                self.cache_folder(split),
+                samples=samples,
+                render=lambda seed: self.world.sample(seed, split=split),
+                encode_videos=self._encode,
+                encode_pictures=lambda pictures: self._encode(pictures[:, None])[:, 0],
+                fingerprint=self.fingerprint(),
+                slots=data.references,
+                shard_size=self._shard_size,
+                progress=progress,
+                stop=stopped,
+            )
+
+    def cache_folder(self, split: str) -> Path:
+        folder = self.experiment.data.folder
+        return (Path(folder) if folder else self.workdir / "latents") / split
+
+    def fingerprint(self) -> str:
+        """Changes with the VAE's weights and with what is rendered."""
+        data = self.experiment.data
+        total = sum(float(jnp.sum(jnp.abs(leaf))) for leaf in parameters(self.vae).values())
+        return f"world {data.size} x {data.size} x {data.frames}, vae {total:.6e}"
+
+    def _encode(self, clips: np.ndarray) -> np.ndarray:
+        """Latents of uint8 clips [n, f, h, w, 3], some at a time; the last ones are padded to the same program."""
+        pieces = []
+        for start in range(0, len(clips), CLIPS):
+            piece = clips[start : start + CLIPS]
+            padded = np.zeros((CLIPS, *clips.shape[1:]), np.uint8)
+            padded[: len(piece)] = piece
+            pieces.append(np.asarray(self.programs.encode(padded))[: len(piece)])
+        return np.concatenate(pieces)
+
+    def source(self, split: str) -> Source:
+        experiment, data = self.experiment, self.experiment.data
+        if split == "heldout":  # all references and every prompt: what is measured is the task itself
+            data = dataclasses.replace(data, text_dropout=0.0, reference_subsets=0.0)
+        if split == "heldout" or data.source == "latents":
+            cache = LatentCache(self.cache_folder(split), data.heldout if split == "heldout" else data.samples)
+            return CachedSource(cache, self.tokenizer, data, experiment.train.batch, experiment.seed)
+        render = lambda seed: self.world.sample(seed, split=split)
+        return WorldSource(render, self.tokenizer, data, experiment.train.batch, experiment.seed)
+
+    def latents(self, batch: Batch) -> Batch:
+        """A batch of pixels as a batch of latents."""
+        count, slots = batch.references.shape[:2]
+        pictures = batch.references.reshape(count * slots, 1, *batch.references.shape[2:])
+        encoded = self.programs.encode(pictures)
+        return dataclasses.replace(
+            batch,
+            video=self.programs.encode(batch.video),
+            references=encoded.reshape(count, slots, *encoded.shape[2:]),
+        )

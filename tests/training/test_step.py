@@ -1,0 +1,126 @@
+"""One step: deterministic, guarded, and it learns."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kaleido_jax.training import optimizer
+from kaleido_jax.training.state import create
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="module")
+def batch(prepared):
+    return prepared.source("train").batch(0)
+
+
+def fresh(prepared):
+    """The initial state in buffers of its own, since a step donates them."""
+    return jax.tree.map(jnp.copy, prepared.initial)
+
+
+def run(prepared, batch, steps: int, state=None):
+    state, losses = fresh(prepared) if state is None else state, []
+    for _ in range(steps):
+        state, values = prepared.programs.train(state, batch, jnp.zeros((), jnp.float32))
+        losses.append(float(values["loss"]))
+    return state, losses
+
+
+def assert_equal(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_two_runs_give_the_same_bits_and_the_loss_falls(prepared, batch):
+    first, losses = run(prepared, batch, 30)
+    second, again = run(prepared, batch, 30)
+    assert losses == again
+    assert_equal(first, second)
+    assert int(first.step) == 30
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:3])
+
+
+def test_noise_depends_on_step_and_place_in_the_batch_only(prepared, batch):
+    """The same sample at two places of a batch, and at two steps, sees different noise."""
+    same = jax.tree.map(lambda x: np.repeat(x[:1], len(x), 0), batch)
+    same = dataclasses.replace(same, indices=batch.indices)
+    moved = dataclasses.replace(same, indices=batch.indices + 10)
+    losses = [run(prepared, b, 2)[1] for b in (same, moved)]
+    assert len({x for pair in losses for x in pair}) == 4
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(prepared, batch):
+    state, _ = run(prepared, batch, 2)
+    before = jax.tree.map(np.asarray, state)
+    video = np.array(batch.video)
+    video[0, 0, 0, 0, 0] = np.nan
+    state, losses = run(prepared, dataclasses.replace(batch, video=video), 2, state)
+    assert not np.isfinite(losses).any()
+    for name in ("parameters", "average", "moments"):
+        assert_equal(getattr(state, name), getattr(before, name))
+    assert [int(x) for x in (state.step, state.skipped, state.skipped_in_a_row)] == [4, 2, 2]
+    state, losses = run(prepared, batch, 1, state)
+    assert np.isfinite(losses).all()
+    assert [int(x) for x in (state.step, state.skipped, state.skipped_in_a_row)] == [5, 2, 0]
+
+
+def test_mixed_reference_counts_use_one_program(prepared):
+    source = prepared.source("train")
+    counts = set()
+    for step in range(4):
+        batch = source.batch(step)
+        counts |= set(np.asarray(batch.reference_counts).tolist())
+        run(prepared, batch, 1)
+    assert counts == {1, 2, 3}
+    assert prepared.programs.compiled["train"] == 1
+
+
+def test_the_optimizer_is_torchs_adamw_with_clipping():
+    """Five steps on two parameters; 2e-6: float32 rounding of both sides."""
+    config = optimizer.OptimizerConfig(learning_rate=0.1, weight_decay=0.05, clip_norm=1.0, beta2=0.99)
+    random = np.random.default_rng(0)
+    kernel, bias = random.normal(size=(3, 4)).astype(np.float32), random.normal(size=4).astype(np.float32)
+    ours = {"net": {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}}
+    moments = optimizer.direction(config).init(ours)
+    theirs = [torch.nn.Parameter(torch.tensor(kernel)), torch.nn.Parameter(torch.tensor(bias))]
+    reference = torch.optim.AdamW(
+        [{"params": theirs[:1], "weight_decay": 0.05}, {"params": theirs[1:], "weight_decay": 0.0}],
+        lr=0.1,
+        betas=(0.9, 0.99),
+        eps=1e-8,
+    )
+    for step in range(5):
+        gradients = [random.normal(size=p.shape).astype(np.float32) * (10.0 if step == 2 else 0.1) for p in (kernel, bias)]
+        with jax.numpy_dtype_promotion("standard"):
+            directions, moments = optimizer.direction(config).update(
+                {"net": {"kernel": jnp.asarray(gradients[0]), "bias": jnp.asarray(gradients[1])}}, moments, ours
+            )
+        ours = jax.tree.map(lambda p, d: p - 0.1 * d, ours, directions)
+        for parameter, gradient in zip(theirs, gradients):
+            parameter.grad = torch.tensor(gradient)
+        torch.nn.utils.clip_grad_norm_(theirs, 1.0)
+        reference.step()
+    np.testing.assert_allclose(ours["net"]["kernel"], theirs[0].detach().numpy(), rtol=2e-6, atol=2e-6)
+    np.testing.assert_allclose(ours["net"]["bias"], theirs[1].detach().numpy(), rtol=2e-6, atol=2e-6)
+
+
+def test_the_learning_rate_warms_up_and_falls_on_half_a_cosine():
+    config = optimizer.OptimizerConfig(learning_rate=2.0, warmup_steps=4, final_fraction=0.1)
+    rate = lambda step, progress: float(
+        optimizer.learning_rate(config, jnp.asarray(step, jnp.float32), jnp.asarray(progress, jnp.float32))
+    )
+    assert [rate(s, 0.0) for s in range(5)] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0])
+    assert rate(100, 0.5) == pytest.approx(2.0 * 0.55)
+    assert rate(100, 1.0) == pytest.approx(0.2)
+
+
+def test_the_average_starts_at_the_parameters_and_follows_them():
+    state = create(optimizer.OptimizerConfig(), {"net": {"kernel": jnp.ones((2,))}})
+    assert_equal(state.average, state.parameters)
+    moved = optimizer.average(jnp.zeros(()), jnp.ones(()), jnp.asarray(0.75))
+    assert float(moved) == pytest.approx(0.25)
