@@ -27,10 +27,10 @@ def config() -> Experiment:
         name="miniature",
         transformer=WanConfig(dim=192, ffn_dim=768, heads=4, layers=6, text_dim=128, freq_dim=128),
         text=UMT5Config.miniature(vocab_size=512),
-        data=DataConfig(samples=6144, heldout=96),
+        data=DataConfig(samples=4096, heldout=64),
         flow=FlowConfig(shift=1.5),
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=100, ema_decay=0.998),
-        train=TrainConfig(steps=20_000, batch=16, log_every=20, evaluate_every=500, sample_every=500),
+        train=TrainConfig(steps=20_000, batch=8, log_every=20, evaluate_every=1000, sample_every=500),
         checkpoint=CheckpointConfig(every=250),
         sampling=SamplingConfig(steps=30, guidance=3.0, shift=3.0),
     )
