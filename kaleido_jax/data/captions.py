@@ -151,12 +151,24 @@ def _verb(rng: np.random.Generator, motion: str, form: int) -> str:
     return f"{forms[form]} {rest}".strip()
 
 
-def caption(rng: np.random.Generator, looks: tuple[Looks, ...], motions: tuple[str, ...], scene: str, given: bool) -> str:
+def caption(
+    rng: np.random.Generator, looks: tuple[Looks, ...], motions: tuple[str, ...], scene: str, given: bool
+) -> str:
     """One sentence for one or two subjects, in order, doing `motions` in `scene`; `given`: a reference shows the scene."""
     where = pick(rng, GIVEN_SCENE) if given and chance(rng, 0.7) else pick(rng, SCENE_PHRASES[scene])
     if len(looks) == 1:
         subject = _with_article(rng, _adjectives(rng, looks[0]) + [_noun(rng, looks[0])], False)
-        template = pick(rng, ("{s} {does} {where}", "{s} {does} {where}", "{where}, {s} {does}", "a video of {s} {doing} {where}", "{s} is {doing} {where}", "{s} {doing} {where}"))
+        template = pick(
+            rng,
+            (
+                "{s} {does} {where}",
+                "{s} {does} {where}",
+                "{where}, {s} {does}",
+                "a video of {s} {doing} {where}",
+                "{s} is {doing} {where}",
+                "{s} {doing} {where}",
+            ),
+        )
         text = template.format(s=subject, does=_verb(rng, motions[0], 1), doing=_verb(rng, motions[0], 2), where=where)
     else:
         words = [_adjectives(rng, one) + [_noun(rng, one)] for one in looks]
@@ -167,9 +179,19 @@ def caption(rng: np.random.Generator, looks: tuple[Looks, ...], motions: tuple[s
         else:
             subjects = [_with_article(rng, one, False) for one in words]
         if motions[0] == motions[1] and chance(rng, 0.7):
-            template = pick(rng, ("{a} and {b} {do} {where}", "{a} and {b} both {do} {where}", "{where}, {a} and {b} {do}"))
+            template = pick(
+                rng, ("{a} and {b} {do} {where}", "{a} and {b} both {do} {where}", "{where}, {a} and {b} {do}")
+            )
         else:
-            template = pick(rng, ("{a} {does} and {b} {does2} {where}", "{a} {does} while {b} {does2} {where}", "{where}, {a} {does} and {b} {does2}", "{a} is {doing} and {b} is {doing2} {where}"))
+            template = pick(
+                rng,
+                (
+                    "{a} {does} and {b} {does2} {where}",
+                    "{a} {does} while {b} {does2} {where}",
+                    "{where}, {a} {does} and {b} {does2}",
+                    "{a} is {doing} and {b} is {doing2} {where}",
+                ),
+            )
         text = template.format(
             a=subjects[0], b=subjects[1], where=where, do=_verb(rng, motions[0], 0), does=_verb(rng, motions[0], 1),
             does2=_verb(rng, motions[1], 1), doing=_verb(rng, motions[0], 2), doing2=_verb(rng, motions[1], 2),
@@ -180,7 +202,9 @@ def caption(rng: np.random.Generator, looks: tuple[Looks, ...], motions: tuple[s
 def vocabulary() -> list[str]:
     """Every word that a caption may hold, with "," and ".", sorted."""
     words = {",", ".", "a", "an", "the", "and", "while", "both", "is", "video", "of", "first", "second"}
-    words |= set(COLOUR_WORDS) | set(TEXTURE_WORDS.values()) | set(_SIZES) | set(GENERIC) | set(ANY_NOUNS) | set(OBJECTS)
+    words |= (
+        set(COLOUR_WORDS) | set(TEXTURE_WORDS.values()) | set(_SIZES) | set(GENERIC) | set(ANY_NOUNS) | set(OBJECTS)
+    )
     words |= {"star", "heart", "ring", "moon", "arrow", "wheel", "letter"}
     for nouns in (*FAMILY_NOUNS.values(), *NOUN_SYNONYMS.values()):
         words |= set(nouns)

@@ -54,7 +54,9 @@ def points(*pairs: tuple[float, float]) -> Points:
     return np.asarray(pairs, np.float64)
 
 
-def ellipse(x: float, y: float, rx: float, ry: float, angle: float = 0.0, count: int = 28, power: float = 2.0) -> Points:
+def ellipse(
+    x: float, y: float, rx: float, ry: float, angle: float = 0.0, count: int = 28, power: float = 2.0
+) -> Points:
     """A closed superellipse outline; power 2 is an ellipse, larger is boxier, 1 a diamond."""
     circle = _circle(count)
     if power != 2.0:

@@ -70,7 +70,10 @@ def draw_path(
         start = 1 - half - between(rng, 0.0, max(1 - size - travel, 0.01))
         y = start - travel * t if motion == "up" else start - travel * (1 - t)
     elif motion == "hop":
-        hops, rise = pick(rng, (2, 2, 3)), min(between(rng, 0.2, 0.34), feet - size - 0.01 if feet - size > 0.16 else 0.16)
+        hops, rise = (
+            pick(rng, (2, 2, 3)),
+            min(between(rng, 0.2, 0.34), feet - size - 0.01 if feet - size > 0.16 else 0.16),
+        )
         arc = np.abs(np.sin(np.pi * hops * t))
         y = y - rise * arc
         steps, reach = hops / 2, 0.8

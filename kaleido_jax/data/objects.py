@@ -13,14 +13,20 @@ def _part(outline: Points, fill: int = BODY, **rest) -> Part:
 
 
 def _wheel(x: float, y: float, radius: float, hub: int = LIGHT) -> list[Part]:
-    return [_part(ellipse(x, y, radius, radius), DARK), _part(ellipse(x, y, radius * 0.5, radius * 0.5, count=14), hub, inner=True)]
+    return [
+        _part(ellipse(x, y, radius, radius), DARK),
+        _part(ellipse(x, y, radius * 0.5, radius * 0.5, count=14), hub, inner=True),
+    ]
 
 
 def _car(rng: np.random.Generator) -> list[Part]:
     length, height, cab = between(rng, 0.65, 0.85), between(rng, 0.22, 0.4), between(rng, 0.25, 0.5)
     lean, at = between(rng, 0.08, 0.3), between(rng, -0.25, 0.2)
     roof = points((at - 0.4 - lean, 0), (at - 0.35, -cab), (at + 0.3, -cab), (at + 0.35 + lean, 0))
-    parts = [_part(roof, pick(rng, (BODY, BODY, SECOND))), _part(roof * [0.8, 0.75] + [at * 0.2, -0.02], LIGHT, inner=True)]
+    parts = [
+        _part(roof, pick(rng, (BODY, BODY, SECOND))),
+        _part(roof * [0.8, 0.75] + [at * 0.2, -0.02], LIGHT, inner=True),
+    ]
     parts.append(_part(ellipse(0, height / 2, length, height / 2, power=between(rng, 3, 7))))
     parts.append(_part(ellipse(length * 0.88, height * 0.35, 0.07, 0.07, count=12), ACCENT, inner=True))
     radius = between(rng, 0.15, 0.24)
@@ -41,7 +47,10 @@ def _house(rng: np.random.Generator) -> list[Part]:
     parts = []
     if chance(rng, 0.5):
         parts.append(_part(box(wide * 0.3, -roof, wide * 0.6, 0), DARK))
-    parts += [_part(box(-wide, 0, wide, high)), _part(points((-wide - 0.12, 0), (between(rng, -0.2, 0.2), -roof), (wide + 0.12, 0)), SECOND)]
+    parts += [
+        _part(box(-wide, 0, wide, high)),
+        _part(points((-wide - 0.12, 0), (between(rng, -0.2, 0.2), -roof), (wide + 0.12, 0)), SECOND),
+    ]
     parts.append(_part(box(-0.14, high - 0.4, 0.14, high), DARK, inner=True))
     for x in (-0.65, 0.65):
         parts.append(_part(box(x * wide - 0.12, 0.12, x * wide + 0.12, 0.36), LIGHT, inner=True))
@@ -56,17 +65,39 @@ def _tree(rng: np.random.Generator) -> list[Part]:
             parts.append(_part(points((-w, -0.2 + 0.33 * i), (0, -0.85 + 0.33 * i), (w, -0.2 + 0.33 * i))))
         return parts
     for _ in range(whole(rng, 3, 5)):
-        parts.append(_part(ellipse(between(rng, -0.35, 0.35), between(rng, -0.55, -0.1), between(rng, 0.3, 0.45), between(rng, 0.28, 0.4))))
+        parts.append(
+            _part(
+                ellipse(
+                    between(rng, -0.35, 0.35),
+                    between(rng, -0.55, -0.1),
+                    between(rng, 0.3, 0.45),
+                    between(rng, 0.28, 0.4),
+                )
+            )
+        )
     for _ in range(whole(rng, 0, 5)):
-        parts.append(_part(ellipse(between(rng, -0.45, 0.45), between(rng, -0.6, -0.05), 0.08, 0.08, count=12), ACCENT, inner=True))
+        parts.append(
+            _part(
+                ellipse(between(rng, -0.45, 0.45), between(rng, -0.6, -0.05), 0.08, 0.08, count=12), ACCENT, inner=True
+            )
+        )
     return parts
 
 
 def _rocket(rng: np.random.Generator) -> list[Part]:
     w = between(rng, 0.22, 0.36)
-    hull = np.concatenate([curve((-w, 0.5), (-w * 1.3, -0.5), (0, -0.9), 12), curve((0, -0.9), (w * 1.3, -0.5), (w, 0.5), 12)])
+    hull = np.concatenate(
+        [curve((-w, 0.5), (-w * 1.3, -0.5), (0, -0.9), 12), curve((0, -0.9), (w * 1.3, -0.5), (w, 0.5), 12)]
+    )
     fin = between(rng, 0.25, 0.45)
-    parts = [_part(points((-w * 0.6, 0.5), (0, 0.5 + between(rng, 0.25, 0.4)), (w * 0.6, 0.5)), ACCENT, pivot=(0, 0.5), swing=0.2)]
+    parts = [
+        _part(
+            points((-w * 0.6, 0.5), (0, 0.5 + between(rng, 0.25, 0.4)), (w * 0.6, 0.5)),
+            ACCENT,
+            pivot=(0, 0.5),
+            swing=0.2,
+        )
+    ]
     for side in (-1, 1):
         parts.append(_part(points((side * w, 0.05), (side * (w + fin), 0.62), (side * w * 0.8, 0.5)), SECOND))
     parts.append(_part(hull))
@@ -77,20 +108,40 @@ def _rocket(rng: np.random.Generator) -> list[Part]:
 
 def _boat(rng: np.random.Generator) -> list[Part]:
     low = between(rng, 0.2, 0.4)
-    hull = points((-0.8, 0.25), (0.8, 0.25), (between(rng, 0.4, 0.65), 0.25 + low), (-between(rng, 0.4, 0.65), 0.25 + low))
+    hull = points(
+        (-0.8, 0.25), (0.8, 0.25), (between(rng, 0.4, 0.65), 0.25 + low), (-between(rng, 0.4, 0.65), 0.25 + low)
+    )
     parts = [_part(box(-0.04, -0.85, 0.04, 0.3), DARK)]
     parts.append(_part(points((0.06, -0.8), (between(rng, 0.45, 0.75), 0.15), (0.06, 0.15)), SECOND))
-    parts.append(_part(points((-0.06, -0.7), (-between(rng, 0.3, 0.6), 0.15), (-0.06, 0.15)), pick(rng, (LIGHT, ACCENT, SECOND))))
+    parts.append(
+        _part(points((-0.06, -0.7), (-between(rng, 0.3, 0.6), 0.15), (-0.06, 0.15)), pick(rng, (LIGHT, ACCENT, SECOND)))
+    )
     return parts + [_part(hull)]
 
 
 def _fish(rng: np.random.Generator) -> list[Part]:
     rx, ry = between(rng, 0.45, 0.62), between(rng, 0.22, 0.48)
     tail = between(rng, 0.25, 0.45)
-    parts = [_part(points((-rx * 0.7, 0), (-rx - 0.3, -tail), (-rx - 0.12, 0), (-rx - 0.3, tail)), pick(rng, (SECOND, ACCENT)), pivot=(-rx * 0.8, 0.0), swing=0.45)]
+    parts = [
+        _part(
+            points((-rx * 0.7, 0), (-rx - 0.3, -tail), (-rx - 0.12, 0), (-rx - 0.3, tail)),
+            pick(rng, (SECOND, ACCENT)),
+            pivot=(-rx * 0.8, 0.0),
+            swing=0.45,
+        )
+    ]
     parts.append(_part(points((-0.2, -ry * 0.7), (0.05, -ry - between(rng, 0.15, 0.35)), (0.25, -ry * 0.7)), ACCENT))
     parts.append(_part(ellipse(0, 0, rx, ry, power=between(rng, 1.5, 2.4))))
-    parts.append(_part(points((0.05, 0.05), (-0.2, 0.05 + ry * 0.5), (-0.2, 0.0)), ACCENT, inner=True, pivot=(0.05, 0.05), swing=0.4, phase=0.25))
+    parts.append(
+        _part(
+            points((0.05, 0.05), (-0.2, 0.05 + ry * 0.5), (-0.2, 0.0)),
+            ACCENT,
+            inner=True,
+            pivot=(0.05, 0.05),
+            swing=0.4,
+            phase=0.25,
+        )
+    )
     return parts + _eyes(rng, rx * 0.6, -ry * 0.2, 0.1, between(rng, 0.08, 0.13), 1)
 
 
@@ -98,9 +149,26 @@ def _bird(rng: np.random.Generator) -> list[Part]:
     rx, ry, head = between(rng, 0.35, 0.5), between(rng, 0.25, 0.4), between(rng, 0.18, 0.3)
     parts = [_part(points((-rx * 0.8, 0), (-rx - 0.4, -between(rng, 0, 0.25)), (-rx - 0.3, 0.2)), SECOND)]
     for i, x in enumerate((-0.05, 0.12)):
-        parts.append(_part(thick(points((x, ry * 0.8), (x, ry + 0.3)), 0.07, 0.07), ACCENT, pivot=(x, ry * 0.8), swing=0.4, phase=0.5 * i))
+        parts.append(
+            _part(
+                thick(points((x, ry * 0.8), (x, ry + 0.3)), 0.07, 0.07),
+                ACCENT,
+                pivot=(x, ry * 0.8),
+                swing=0.4,
+                phase=0.5 * i,
+            )
+        )
     hx, hy = rx * 0.8, -ry * between(rng, 0.7, 1.2)
-    parts.append(_part(points((hx + head * 0.7, hy - 0.08), (hx + head + between(rng, 0.15, 0.4), hy + 0.04), (hx + head * 0.7, hy + 0.12)), ACCENT))
+    parts.append(
+        _part(
+            points(
+                (hx + head * 0.7, hy - 0.08),
+                (hx + head + between(rng, 0.15, 0.4), hy + 0.04),
+                (hx + head * 0.7, hy + 0.12),
+            ),
+            ACCENT,
+        )
+    )
     parts += [_part(ellipse(0, 0, rx, ry)), _part(ellipse(hx, hy, head, head), pick(rng, (BODY, SECOND)))]
     wing = points((0.12, -0.05), (-0.15, -between(rng, 0.3, 0.6)), (-0.45, between(rng, -0.3, 0.1)), (-0.1, 0.12))
     parts.append(_part(wing, pick(rng, (SECOND, ACCENT)), pivot=(0.05, 0.0), swing=0.7))
@@ -111,9 +179,23 @@ def _butterfly(rng: np.random.Generator) -> list[Part]:
     parts = []
     up, low = between(rng, 0.35, 0.5), between(rng, 0.22, 0.36)
     for side in (-1, 1):
-        parts.append(_part(ellipse(side * up * 0.85, -0.28, up * 0.8, up * 0.85, side * 0.5), BODY, pivot=(0, 0), swing=0.25 * side))
-        parts.append(_part(ellipse(side * low, 0.38, low, low * 1.1, -side * 0.4), SECOND, pivot=(0, 0), swing=0.2 * side))
-        parts.append(_part(ellipse(side * up * 0.9, -0.3, up * 0.3, up * 0.3, count=16), ACCENT, inner=True, pivot=(0, 0), swing=0.25 * side))
+        parts.append(
+            _part(
+                ellipse(side * up * 0.85, -0.28, up * 0.8, up * 0.85, side * 0.5), BODY, pivot=(0, 0), swing=0.25 * side
+            )
+        )
+        parts.append(
+            _part(ellipse(side * low, 0.38, low, low * 1.1, -side * 0.4), SECOND, pivot=(0, 0), swing=0.2 * side)
+        )
+        parts.append(
+            _part(
+                ellipse(side * up * 0.9, -0.3, up * 0.3, up * 0.3, count=16),
+                ACCENT,
+                inner=True,
+                pivot=(0, 0),
+                swing=0.25 * side,
+            )
+        )
     parts.append(_part(ellipse(0, 0.05, 0.09, 0.5), DARK))
     return parts
 
@@ -122,9 +204,18 @@ def _mushroom(rng: np.random.Generator) -> list[Part]:
     wide, high, stem = between(rng, 0.55, 0.8), between(rng, 0.5, 0.85), between(rng, 0.18, 0.32)
     turn = np.linspace(np.pi, 2 * np.pi, 24)
     cap = np.stack([np.cos(turn) * wide, np.sin(turn) * high + 0.1], 1)
-    parts = [_part(thick(points((0, 0), (0, 0.4), (between(rng, -0.1, 0.1), 0.75)), stem * 1.6, stem * 2), LIGHT), _part(cap)]
+    parts = [
+        _part(thick(points((0, 0), (0, 0.4), (between(rng, -0.1, 0.1), 0.75)), stem * 1.6, stem * 2), LIGHT),
+        _part(cap),
+    ]
     for _ in range(whole(rng, 2, 6)):
-        parts.append(_part(ellipse(between(rng, -0.5, 0.5) * wide, between(rng, -0.55, -0.1) * high, 0.09, 0.08, count=14), SECOND, inner=True))
+        parts.append(
+            _part(
+                ellipse(between(rng, -0.5, 0.5) * wide, between(rng, -0.55, -0.1) * high, 0.09, 0.08, count=14),
+                SECOND,
+                inner=True,
+            )
+        )
     if chance(rng, 0.4):
         parts += _eyes(rng, 0, 0.35, 0.22, 0.08, 2)
     return parts
@@ -132,8 +223,16 @@ def _mushroom(rng: np.random.Generator) -> list[Part]:
 
 def _cup(rng: np.random.Generator) -> list[Part]:
     top, low, high = between(rng, 0.4, 0.6), between(rng, 0.3, 0.55), between(rng, 0.45, 0.7)
-    handle = thick(curve((top * 0.8, -high * 0.5), (top + between(rng, 0.35, 0.6), 0), (low * 0.8, high * 0.5)), 0.14, 0.14, cap=False)
-    parts = [_part(handle, pick(rng, (BODY, ACCENT))), _part(points((-top, -high), (top, -high), (low, high), (-low, high)))]
+    handle = thick(
+        curve((top * 0.8, -high * 0.5), (top + between(rng, 0.35, 0.6), 0), (low * 0.8, high * 0.5)),
+        0.14,
+        0.14,
+        cap=False,
+    )
+    parts = [
+        _part(handle, pick(rng, (BODY, ACCENT))),
+        _part(points((-top, -high), (top, -high), (low, high), (-low, high))),
+    ]
     parts.append(_part(ellipse(0, -high, top, 0.12), SECOND))
     if chance(rng, 0.5):
         parts.append(_part(ellipse(0, 0.1, 0.2, 0.2, count=18), ACCENT, inner=True))
@@ -161,9 +260,20 @@ def _umbrella(rng: np.random.Generator) -> list[Part]:
 
 def _robot(rng: np.random.Generator) -> list[Part]:
     w, h, head = between(rng, 0.35, 0.55), between(rng, 0.3, 0.42), between(rng, 0.22, 0.36)
-    parts = [_part(box(-0.03, -h - 2 * head - 0.16, 0.03, -h - 2 * head), DARK), _part(ellipse(0, -h - 2 * head - 0.16, 0.07, 0.07, count=14), ACCENT)]
+    parts = [
+        _part(box(-0.03, -h - 2 * head - 0.16, 0.03, -h - 2 * head), DARK),
+        _part(ellipse(0, -h - 2 * head - 0.16, 0.07, 0.07, count=14), ACCENT),
+    ]
     for i, side in enumerate((-1, 1)):
-        parts.append(_part(thick(points((side * w * 0.5, h * 0.8), (side * w * 0.5, h + 0.35)), 0.2, 0.22), SECOND, pivot=(side * w * 0.5, h * 0.8), swing=0.45, phase=0.5 * i))
+        parts.append(
+            _part(
+                thick(points((side * w * 0.5, h * 0.8), (side * w * 0.5, h + 0.35)), 0.2, 0.22),
+                SECOND,
+                pivot=(side * w * 0.5, h * 0.8),
+                swing=0.45,
+                phase=0.5 * i,
+            )
+        )
         arm = points((side * w, -h * 0.6), (side * (w + 0.22), between(rng, -0.5, 0.4)))
         parts.append(_part(thick(arm, 0.16, 0.14), SECOND, pivot=(side * w, -h * 0.6), swing=0.7, phase=0.25 * side))
     parts += [_part(box(-w, -h, w, h)), _part(box(-head * 1.2, -h - 2 * head, head * 1.2, -h))]
@@ -180,8 +290,18 @@ def _icecream(rng: np.random.Generator) -> list[Part]:
 
 def _balloon(rng: np.random.Generator) -> list[Part]:
     rx, ry = between(rng, 0.42, 0.6), between(rng, 0.5, 0.65)
-    parts = [_part(thick(curve((0, ry - 0.3), (between(rng, -0.3, 0.3), 0.6), (between(rng, -0.2, 0.2), 0.95)), 0.04, 0.04), DARK, pivot=(0, ry - 0.3), swing=0.3)]
-    parts += [_part(points((-0.1, ry - 0.12), (0.1, ry - 0.12), (0, ry - 0.3)), ACCENT), _part(ellipse(0, -0.25, rx, ry))]
+    parts = [
+        _part(
+            thick(curve((0, ry - 0.3), (between(rng, -0.3, 0.3), 0.6), (between(rng, -0.2, 0.2), 0.95)), 0.04, 0.04),
+            DARK,
+            pivot=(0, ry - 0.3),
+            swing=0.3,
+        )
+    ]
+    parts += [
+        _part(points((-0.1, ry - 0.12), (0.1, ry - 0.12), (0, ry - 0.3)), ACCENT),
+        _part(ellipse(0, -0.25, rx, ry)),
+    ]
     return parts + [_part(ellipse(-rx * 0.4, -0.25 - ry * 0.4, rx * 0.16, ry * 0.22, 0.5, count=14), LIGHT, inner=True)]
 
 
@@ -189,8 +309,20 @@ def _snowman(rng: np.random.Generator) -> list[Part]:
     r = between(rng, 0.36, 0.46)
     parts = []
     for side in (-1, 1):
-        parts.append(_part(thick(points((side * r * 0.6, -0.05), (side * (r + 0.32), between(rng, -0.4, 0.1))), 0.07, 0.05), DARK, pivot=(side * r * 0.6, -0.05), swing=0.4, phase=0.25 * side))
-    parts += [_part(ellipse(0, 0.42, r, r)), _part(ellipse(0, -0.08, r * 0.75, r * 0.72)), _part(ellipse(0, -0.52, r * 0.58, r * 0.58))]
+        parts.append(
+            _part(
+                thick(points((side * r * 0.6, -0.05), (side * (r + 0.32), between(rng, -0.4, 0.1))), 0.07, 0.05),
+                DARK,
+                pivot=(side * r * 0.6, -0.05),
+                swing=0.4,
+                phase=0.25 * side,
+            )
+        )
+    parts += [
+        _part(ellipse(0, 0.42, r, r)),
+        _part(ellipse(0, -0.08, r * 0.75, r * 0.72)),
+        _part(ellipse(0, -0.52, r * 0.58, r * 0.58)),
+    ]
     parts.append(_part(box(-r * 0.7, -0.32, r * 0.7, -0.2), ACCENT))
     parts.append(_part(points((0, -0.55), (0.3, -0.48), (0, -0.43)), ACCENT, inner=True))
     if chance(rng, 0.6):
@@ -210,7 +342,16 @@ def _plane(rng: np.random.Generator) -> list[Part]:
 
 def _bottle(rng: np.random.Generator) -> list[Part]:
     w, neck, shoulder = between(rng, 0.26, 0.42), between(rng, 0.1, 0.16), between(rng, -0.4, -0.1)
-    body = points((-w, 0.85), (-w, shoulder), (-neck, shoulder - 0.25), (-neck, -0.7), (neck, -0.7), (neck, shoulder - 0.25), (w, shoulder), (w, 0.85))
+    body = points(
+        (-w, 0.85),
+        (-w, shoulder),
+        (-neck, shoulder - 0.25),
+        (-neck, -0.7),
+        (neck, -0.7),
+        (neck, shoulder - 0.25),
+        (w, shoulder),
+        (w, 0.85),
+    )
     parts = [_part(box(-neck * 1.2, -0.88, neck * 1.2, -0.68), ACCENT), _part(body)]
     return parts + [_part(box(-w, 0.1, w, between(rng, 0.4, 0.65)), pick(rng, (LIGHT, SECOND)), inner=True)]
 
@@ -254,7 +395,13 @@ def _lamp(rng: np.random.Generator) -> list[Part]:
 def _ball(rng: np.random.Generator) -> list[Part]:
     parts = [_part(ellipse(0, 0, 0.8, 0.8, count=40))]
     if chance(rng, 0.5):
-        parts.append(_part(ellipse(0, 0, 0.8, between(rng, 0.15, 0.35), between(rng, 0, 3), count=32), pick(rng, (SECOND, ACCENT)), inner=True))
+        parts.append(
+            _part(
+                ellipse(0, 0, 0.8, between(rng, 0.15, 0.35), between(rng, 0, 3), count=32),
+                pick(rng, (SECOND, ACCENT)),
+                inner=True,
+            )
+        )
     return parts
 
 
@@ -272,7 +419,10 @@ def _key(rng: np.random.Generator) -> list[Part]:
     parts = [_part(box(-0.3, -0.09, 0.85, 0.09))]
     for x in (0.45, 0.68):
         parts.append(_part(box(x, 0, x + 0.13, between(rng, 0.2, 0.4))))
-    return parts + [_part(ellipse(-0.5, 0, r, r)), _part(ellipse(-0.5, 0, r * 0.45, r * 0.45, count=16), ACCENT, inner=True)]
+    return parts + [
+        _part(ellipse(-0.5, 0, r, r)),
+        _part(ellipse(-0.5, 0, r * 0.45, r * 0.45, count=16), ACCENT, inner=True),
+    ]
 
 
 def _apple(rng: np.random.Generator) -> list[Part]:
@@ -285,7 +435,14 @@ def _apple(rng: np.random.Generator) -> list[Part]:
 
 def _shirt(rng: np.random.Generator) -> list[Part]:
     w, sleeve, drop = between(rng, 0.36, 0.5), between(rng, 0.25, 0.42), between(rng, 0.0, 0.35)
-    half = [(0.15, -0.7), (w, -0.62), (w + sleeve, -0.2 + drop), (w + sleeve - 0.22, -0.02 + drop), (w, -0.2), (w, 0.75)]
+    half = [
+        (0.15, -0.7),
+        (w, -0.62),
+        (w + sleeve, -0.2 + drop),
+        (w + sleeve - 0.22, -0.02 + drop),
+        (w, -0.2),
+        (w, 0.75),
+    ]
     outline = np.asarray(half + [(-x, y) for x, y in reversed(half)])
     parts = [_part(outline)]
     if chance(rng, 0.6):
@@ -298,9 +455,25 @@ def _person(rng: np.random.Generator) -> list[Part]:
     skin, limb = pick(rng, (LIGHT, ACCENT)), between(rng, 0.12, 0.18)
     parts = []
     for i, side in enumerate((-1, 1)):
-        parts.append(_part(thick(points((side * w * 0.5, 0.2), (side * w * 0.55, 0.85)), limb * 1.2, limb), SECOND, pivot=(side * w * 0.5, 0.2), swing=0.45, phase=0.5 * i))
+        parts.append(
+            _part(
+                thick(points((side * w * 0.5, 0.2), (side * w * 0.55, 0.85)), limb * 1.2, limb),
+                SECOND,
+                pivot=(side * w * 0.5, 0.2),
+                swing=0.45,
+                phase=0.5 * i,
+            )
+        )
         arm = points((side * w * 0.8, -0.3), (side * (w + between(rng, 0.05, 0.4)), between(rng, -0.5, 0.15)))
-        parts.append(_part(thick(arm, limb, limb * 0.9), pick(rng, (BODY, skin)), pivot=(side * w * 0.8, -0.3), swing=0.6, phase=0.5 * (1 - i)))
+        parts.append(
+            _part(
+                thick(arm, limb, limb * 0.9),
+                pick(rng, (BODY, skin)),
+                pivot=(side * w * 0.8, -0.3),
+                swing=0.6,
+                phase=0.5 * (1 - i),
+            )
+        )
     skirt = between(rng, 0.8, 1.7)
     parts.append(_part(points((-w, -0.38), (w, -0.38), (w * skirt, 0.3), (-w * skirt, 0.3))))
     if chance(rng, 0.5):

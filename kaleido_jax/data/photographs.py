@@ -41,8 +41,12 @@ class Photographs:
             crop = crop[:, ::-1]
         if chance(rng, 0.5):
             # Few pictures ship; a random mix of the channels makes many kinds of light out of them.
-            mix = np.eye(3) * between(rng, 0.6, 1.0) + np.array([[between(rng, -0.25, 0.45) for _ in range(3)] for _ in range(3)])
-            crop = np.clip(crop.astype(np.float32) @ mix.astype(np.float32) + between(rng, -20, 40), 0, 255).astype(np.uint8)
+            mix = np.eye(3) * between(rng, 0.6, 1.0) + np.array(
+                [[between(rng, -0.25, 0.45) for _ in range(3)] for _ in range(3)]
+            )
+            crop = np.clip(crop.astype(np.float32) @ mix.astype(np.float32) + between(rng, -20, 40), 0, 255).astype(
+                np.uint8
+            )
         return np.ascontiguousarray(crop)
 
 

@@ -33,7 +33,9 @@ class _Brush:
         rows = max(round((y1 - y0) * self.height), 1)
         share = np.linspace(0, 1, rows)[:, None]
         colours = np.asarray(top) * (1 - share) + np.asarray(bottom) * share
-        strip = Image.fromarray(colours[:, None].round().astype(np.uint8)).resize((self.width, rows), Image.Resampling.NEAREST)
+        strip = Image.fromarray(colours[:, None].round().astype(np.uint8)).resize(
+            (self.width, rows), Image.Resampling.NEAREST
+        )
         self.image.paste(strip, (0, round(y0 * self.height)))
         if y1 < 1:  # the last colour goes on, so that hills drawn over it leave no gap
             self.rectangle(0, y1, 1, 1, bottom)
@@ -48,33 +50,60 @@ class _Brush:
         """A disc whose radius is a share of the height; `flat` shrinks it vertically."""
         self.polygon(ellipse(x, y, radius / self.aspect, radius * flat, count=22), fill)
 
-    def hills(self, rng: np.random.Generator, y: float, height: float, bumps: float, fill: Colour, sharp: bool = False) -> None:
+    def hills(
+        self, rng: np.random.Generator, y: float, height: float, bumps: float, fill: Colour, sharp: bool = False
+    ) -> None:
         x = np.linspace(0, 1, 33)
-        wave = np.sin(2 * np.pi * (bumps * x + rng.random())) + 0.5 * np.sin(2 * np.pi * (2.3 * bumps * x + rng.random()))
+        wave = np.sin(2 * np.pi * (bumps * x + rng.random())) + 0.5 * np.sin(
+            2 * np.pi * (2.3 * bumps * x + rng.random())
+        )
         if sharp:
-            wave = 2 * np.abs((bumps * x + rng.random()) % 1 - 0.5) * 2 - 1 + 0.4 * (2 * np.abs((2.7 * bumps * x) % 1 - 0.5) * 2 - 1)
+            wave = (
+                2 * np.abs((bumps * x + rng.random()) % 1 - 0.5) * 2
+                - 1
+                + 0.4 * (2 * np.abs((2.7 * bumps * x) % 1 - 0.5) * 2 - 1)
+            )
         top = y - height * (wave + 1.5) / 3
         self.polygon(np.concatenate([np.stack([x, top], 1), [[1, 1], [0, 1]]]), fill)
 
     def cloud(self, rng: np.random.Generator, x: float, y: float, size: float, fill: Colour) -> None:
         for i in range(4):
-            self.disc(x + (i - 1.5) * size * 0.8 / self.aspect, y + between(rng, -0.3, 0.2) * size, size * between(rng, 0.5, 0.9), fill, 0.7)
+            self.disc(
+                x + (i - 1.5) * size * 0.8 / self.aspect,
+                y + between(rng, -0.3, 0.2) * size,
+                size * between(rng, 0.5, 0.9),
+                fill,
+                0.7,
+            )
 
 
 def _sky(rng: np.random.Generator, brush: _Brush, bottom: float, clouds: bool = True, sun: bool = True) -> None:
     kind = pick(rng, ("day", "day", "day", "dusk", "pale"))
     if kind == "day":
         hue = between(rng, 0.53, 0.6)
-        brush.gradient(hsv(hue, between(rng, 0.45, 0.75), between(rng, 0.8, 1)), hsv(hue, between(rng, 0.1, 0.3), 1), 0, bottom)
+        brush.gradient(
+            hsv(hue, between(rng, 0.45, 0.75), between(rng, 0.8, 1)), hsv(hue, between(rng, 0.1, 0.3), 1), 0, bottom
+        )
     elif kind == "dusk":
         brush.gradient(hsv(between(rng, 0.65, 0.8), 0.45, 0.7), hsv(between(rng, 0.02, 0.1), 0.5, 1), 0, bottom)
     else:
         brush.gradient(hsv(0.56, 0.12, 0.86), hsv(0.56, 0.05, 0.97), 0, bottom)
     if sun and chance(rng, 0.5):
-        brush.disc(between(rng, 0.1, 0.9), between(rng, 0.08, 0.3) * bottom * 1.5, between(rng, 0.05, 0.09), hsv(0.13, between(rng, 0.1, 0.6), 1))
+        brush.disc(
+            between(rng, 0.1, 0.9),
+            between(rng, 0.08, 0.3) * bottom * 1.5,
+            between(rng, 0.05, 0.09),
+            hsv(0.13, between(rng, 0.1, 0.6), 1),
+        )
     if clouds:
         for _ in range(whole(rng, 0, 3)):
-            brush.cloud(rng, rng.random(), between(rng, 0.05, 0.7) * bottom, between(rng, 0.04, 0.08), mixed((255, 255, 255), hsv(0.6, 0.2, 0.8), rng.random() * 0.5))
+            brush.cloud(
+                rng,
+                rng.random(),
+                between(rng, 0.05, 0.7) * bottom,
+                between(rng, 0.04, 0.08),
+                mixed((255, 255, 255), hsv(0.6, 0.2, 0.8), rng.random() * 0.5),
+            )
 
 
 def _beach(rng: np.random.Generator, brush: _Brush) -> float:
@@ -90,7 +119,10 @@ def _beach(rng: np.random.Generator, brush: _Brush) -> float:
         x, y = pick(rng, (between(rng, 0.03, 0.15), between(rng, 0.85, 0.97))), shore + 0.1
         brush.polygon(np.array([[x - 0.02, y], [x, 0.2], [x + 0.02, 0.2], [x + 0.03, y]]), (120, 85, 50))
         for i in range(5):
-            brush.polygon(ellipse(x + 0.1 * np.cos(i * 1.3), 0.2 + 0.06 * np.sin(i * 1.3), 0.12, 0.03, i * 1.3), hsv(0.33, 0.7, between(rng, 0.4, 0.6)))
+            brush.polygon(
+                ellipse(x + 0.1 * np.cos(i * 1.3), 0.2 + 0.06 * np.sin(i * 1.3), 0.12, 0.03, i * 1.3),
+                hsv(0.33, 0.7, between(rng, 0.4, 0.6)),
+            )
     return shore
 
 
@@ -101,7 +133,12 @@ def _meadow(rng: np.random.Generator, brush: _Brush) -> float:
     brush.hills(rng, horizon + 0.05, between(rng, 0.08, 0.22), between(rng, 0.7, 1.6), mixed(green, (30, 80, 60), 0.3))
     brush.hills(rng, horizon + 0.12, 0.08, between(rng, 0.5, 1.2), green)
     for _ in range(whole(rng, 10, 26)):
-        brush.disc(rng.random(), between(rng, horizon + 0.12, 1), between(rng, 0.008, 0.016), hsv(rng.random(), between(rng, 0.2, 0.9), 1))
+        brush.disc(
+            rng.random(),
+            between(rng, horizon + 0.12, 1),
+            between(rng, 0.008, 0.016),
+            hsv(rng.random(), between(rng, 0.2, 0.9), 1),
+        )
     return horizon + 0.08
 
 
@@ -116,7 +153,9 @@ def _snow(rng: np.random.Generator, brush: _Brush) -> float:
         for k in range(3):
             y = horizon + 0.03 - size * (0.25 * k)
             w = size * (0.4 - 0.1 * k)
-            brush.polygon(np.array([[x - w, y], [x, y - size * 0.55], [x + w, y]]), hsv(0.42, 0.4, between(rng, 0.3, 0.45)))
+            brush.polygon(
+                np.array([[x - w, y], [x, y - size * 0.55], [x + w, y]]), hsv(0.42, 0.4, between(rng, 0.3, 0.45))
+            )
     brush.hills(rng, horizon + 0.08, 0.08, between(rng, 0.6, 1.3), snow)
     brush.hills(rng, horizon + 0.25, 0.08, between(rng, 0.6, 1.3), mixed(snow, (190, 210, 240), 0.4))
     for _ in range(whole(rng, 15, 50)):
@@ -126,9 +165,19 @@ def _snow(rng: np.random.Generator, brush: _Brush) -> float:
 
 def _night(rng: np.random.Generator, brush: _Brush) -> float:
     horizon = between(rng, 0.55, 0.7)
-    brush.gradient(hsv(between(rng, 0.62, 0.72), 0.8, between(rng, 0.1, 0.22)), hsv(between(rng, 0.62, 0.75), 0.6, between(rng, 0.25, 0.42)), 0, horizon)
+    brush.gradient(
+        hsv(between(rng, 0.62, 0.72), 0.8, between(rng, 0.1, 0.22)),
+        hsv(between(rng, 0.62, 0.75), 0.6, between(rng, 0.25, 0.42)),
+        0,
+        horizon,
+    )
     for _ in range(whole(rng, 15, 40)):
-        brush.disc(rng.random(), between(rng, 0, horizon), between(rng, 0.005, 0.011), mixed((255, 255, 255), (255, 230, 150), rng.random()))
+        brush.disc(
+            rng.random(),
+            between(rng, 0, horizon),
+            between(rng, 0.005, 0.011),
+            mixed((255, 255, 255), (255, 230, 150), rng.random()),
+        )
     x, y, r = between(rng, 0.12, 0.88), between(rng, 0.1, 0.25), between(rng, 0.05, 0.09)
     brush.disc(x, y, r, (250, 244, 210))
     ground = hsv(between(rng, 0.3, 0.72), 0.5, between(rng, 0.12, 0.24))
@@ -159,7 +208,9 @@ def _city(rng: np.random.Generator, brush: _Brush) -> float:
 
 def _desert(rng: np.random.Generator, brush: _Brush) -> float:
     horizon = between(rng, 0.45, 0.6)
-    brush.gradient(hsv(between(rng, 0.5, 0.6), between(rng, 0.3, 0.6), 0.95), hsv(0.1, between(rng, 0.15, 0.4), 1), 0, horizon)
+    brush.gradient(
+        hsv(between(rng, 0.5, 0.6), between(rng, 0.3, 0.6), 0.95), hsv(0.1, between(rng, 0.15, 0.4), 1), 0, horizon
+    )
     brush.disc(between(rng, 0.1, 0.9), between(rng, 0.1, 0.3), between(rng, 0.05, 0.1), (255, 245, 190))
     sand = hsv(between(rng, 0.06, 0.11), between(rng, 0.5, 0.7), between(rng, 0.8, 0.95))
     brush.hills(rng, horizon + 0.08, between(rng, 0.1, 0.22), between(rng, 0.8, 1.6), mixed(sand, (120, 60, 30), 0.3))
@@ -193,10 +244,15 @@ def _forest(rng: np.random.Generator, brush: _Brush) -> float:
 
 def _sea(rng: np.random.Generator, brush: _Brush) -> None:
     hue = between(rng, 0.5, 0.6)
-    brush.gradient(hsv(hue, between(rng, 0.4, 0.7), between(rng, 0.75, 0.95)), hsv(hue + 0.04, 0.85, between(rng, 0.25, 0.5)))
+    brush.gradient(
+        hsv(hue, between(rng, 0.4, 0.7), between(rng, 0.75, 0.95)), hsv(hue + 0.04, 0.85, between(rng, 0.25, 0.5))
+    )
     for _ in range(whole(rng, 2, 4)):
         x, w = rng.random(), between(rng, 0.03, 0.08)
-        brush.polygon(np.array([[x, 0], [x + w, 0], [x + w * 2.5 - 0.2, 0.8], [x - 0.2, 0.8]]), hsv(hue, 0.45, between(rng, 0.75, 0.9)))
+        brush.polygon(
+            np.array([[x, 0], [x + w, 0], [x + w * 2.5 - 0.2, 0.8], [x - 0.2, 0.8]]),
+            hsv(hue, 0.45, between(rng, 0.75, 0.9)),
+        )
     brush.hills(rng, 1.0, between(rng, 0.08, 0.16), between(rng, 0.8, 1.6), hsv(0.1, 0.4, between(rng, 0.5, 0.75)))
     for _ in range(whole(rng, 2, 6)):
         x, colour = rng.random(), hsv(pick(rng, (0.35, 0.9, 0.02, 0.4)), 0.7, between(rng, 0.4, 0.8))
@@ -221,7 +277,13 @@ def _room(rng: np.random.Generator, brush: _Brush) -> float:
     brush.gradient(wood, mixed(wood, (255, 220, 180), 0.2), floor, 1)
     brush.rectangle(0, floor - 0.02, 1, floor, mixed(wall, (255, 255, 255), 0.6))
     if chance(rng, 0.6):
-        brush.disc(between(rng, 0.3, 0.7), between(rng, 0.85, 0.92), between(rng, 0.2, 0.35), hsv(rng.random(), 0.5, between(rng, 0.4, 0.8)), 0.3)
+        brush.disc(
+            between(rng, 0.3, 0.7),
+            between(rng, 0.85, 0.92),
+            between(rng, 0.2, 0.35),
+            hsv(rng.random(), 0.5, between(rng, 0.4, 0.8)),
+            0.3,
+        )
     if chance(rng, 0.6):
         at = pick(rng, (0.0, 0.72))
         brush.rectangle(at, 0.3, at + 0.26, floor + 0.03, mixed(wood, (40, 20, 10), 0.3))
@@ -232,14 +294,19 @@ def _room(rng: np.random.Generator, brush: _Brush) -> float:
 
 def _space(rng: np.random.Generator, brush: _Brush) -> None:
     hue = between(rng, 0.6, 0.9)
-    brush.gradient(hsv(hue, 0.7, between(rng, 0.04, 0.14)), hsv(hue + between(rng, -0.1, 0.1), 0.8, between(rng, 0.08, 0.3)))
+    brush.gradient(
+        hsv(hue, 0.7, between(rng, 0.04, 0.14)), hsv(hue + between(rng, -0.1, 0.1), 0.8, between(rng, 0.08, 0.3))
+    )
     for _ in range(whole(rng, 30, 60)):
         brush.disc(rng.random(), rng.random(), between(rng, 0.004, 0.01), hsv(rng.random(), 0.2, between(rng, 0.6, 1)))
     for _ in range(whole(rng, 1, 3)):
         x, y, r = rng.random(), rng.random(), between(rng, 0.05, 0.16)
         colour = hsv(rng.random(), between(rng, 0.3, 0.8), between(rng, 0.5, 0.9))
         if chance(rng, 0.4):
-            brush.polygon(ellipse(x, y, r * 1.9 / brush.aspect, r * 0.4, between(rng, -0.5, 0.5)), mixed(colour, (255, 255, 255), 0.5))
+            brush.polygon(
+                ellipse(x, y, r * 1.9 / brush.aspect, r * 0.4, between(rng, -0.5, 0.5)),
+                mixed(colour, (255, 255, 255), 0.5),
+            )
         brush.disc(x, y, r, colour)
         brush.disc(x - r * 0.25, y - r * 0.25, r * 0.45, mixed(colour, (255, 255, 255), 0.25))
 
@@ -248,20 +315,43 @@ def _clouds(rng: np.random.Generator, brush: _Brush) -> None:
     hue = between(rng, 0.53, 0.62)
     brush.gradient(hsv(hue, between(rng, 0.5, 0.8), between(rng, 0.7, 0.95)), hsv(hue, 0.2, 1))
     for _ in range(whole(rng, 4, 8)):
-        brush.cloud(rng, rng.random(), rng.random(), between(rng, 0.05, 0.12), mixed((255, 255, 255), hsv(hue, 0.3, 0.85), rng.random() * 0.7))
+        brush.cloud(
+            rng,
+            rng.random(),
+            rng.random(),
+            between(rng, 0.05, 0.12),
+            mixed((255, 255, 255), hsv(hue, 0.3, 0.85), rng.random() * 0.7),
+        )
 
 
 def _road(rng: np.random.Generator, brush: _Brush) -> float:
     horizon = between(rng, 0.4, 0.52)
     _sky(rng, brush, horizon)
     brush.rectangle(0, horizon, 1, 1, hsv(between(rng, 0.15, 0.35), between(rng, 0.3, 0.6), between(rng, 0.45, 0.65)))
-    brush.hills(rng, horizon + 0.02, between(rng, 0.05, 0.15), between(rng, 1, 2), hsv(between(rng, 0.3, 0.6), 0.3, 0.6))
-    brush.rectangle(0, horizon + 0.02, 1, 1, hsv(between(rng, 0.2, 0.32), between(rng, 0.4, 0.65), between(rng, 0.45, 0.65)))
+    brush.hills(
+        rng, horizon + 0.02, between(rng, 0.05, 0.15), between(rng, 1, 2), hsv(between(rng, 0.3, 0.6), 0.3, 0.6)
+    )
+    brush.rectangle(
+        0, horizon + 0.02, 1, 1, hsv(between(rng, 0.2, 0.32), between(rng, 0.4, 0.65), between(rng, 0.45, 0.65))
+    )
     at, gray = between(rng, 0.35, 0.65), whole(rng, 70, 120)
-    brush.polygon(np.array([[at - 0.02, horizon + 0.02], [at + 0.02, horizon + 0.02], [1.05, 1], [-0.05, 1]]), (gray, gray, gray + 4))
+    brush.polygon(
+        np.array([[at - 0.02, horizon + 0.02], [at + 0.02, horizon + 0.02], [1.05, 1], [-0.05, 1]]),
+        (gray, gray, gray + 4),
+    )
     for k in range(4):
         y0, y1 = horizon + 0.05 + 0.13 * k, horizon + 0.1 + 0.15 * k
-        brush.polygon(np.array([[at - 0.005 - 0.006 * k, y0], [at + 0.005 + 0.006 * k, y0], [at + 0.01 + 0.008 * k, y1], [at - 0.01 - 0.008 * k, y1]]), (240, 225, 150))
+        brush.polygon(
+            np.array(
+                [
+                    [at - 0.005 - 0.006 * k, y0],
+                    [at + 0.005 + 0.006 * k, y0],
+                    [at + 0.01 + 0.008 * k, y1],
+                    [at - 0.01 - 0.008 * k, y1],
+                ]
+            ),
+            (240, 225, 150),
+        )
     return horizon + 0.15
 
 
@@ -283,8 +373,17 @@ def _mountains(rng: np.random.Generator, brush: _Brush) -> float:
     _sky(rng, brush, horizon)
     hue = between(rng, 0.55, 0.75)
     for k in range(3):
-        brush.hills(rng, horizon - 0.05 + 0.06 * k, 0.5 - 0.12 * k, between(rng, 0.8, 1.8), hsv(hue, 0.2 + 0.1 * k, 0.8 - 0.17 * k), sharp=True)
-    brush.hills(rng, horizon + 0.12, 0.08, between(rng, 0.6, 1.3), hsv(between(rng, 0.2, 0.4), 0.45, between(rng, 0.35, 0.55)))
+        brush.hills(
+            rng,
+            horizon - 0.05 + 0.06 * k,
+            0.5 - 0.12 * k,
+            between(rng, 0.8, 1.8),
+            hsv(hue, 0.2 + 0.1 * k, 0.8 - 0.17 * k),
+            sharp=True,
+        )
+    brush.hills(
+        rng, horizon + 0.12, 0.08, between(rng, 0.6, 1.3), hsv(between(rng, 0.2, 0.4), 0.45, between(rng, 0.35, 0.55))
+    )
     return horizon + 0.05
 
 
@@ -294,7 +393,18 @@ def _garden(rng: np.random.Generator, brush: _Brush) -> float:
     colour = pick(rng, ((235, 232, 225), (150, 105, 65), (190, 210, 220)))
     brush.rectangle(0, fence - 0.12, 1, fence - 0.08, mixed(colour, (60, 50, 40), 0.2))
     for x in np.arange(-0.02, 1, 0.085):
-        brush.polygon(np.array([[x, fence + 0.06], [x, fence - 0.16], [x + 0.03, fence - 0.21], [x + 0.06, fence - 0.16], [x + 0.06, fence + 0.06]]), colour)
+        brush.polygon(
+            np.array(
+                [
+                    [x, fence + 0.06],
+                    [x, fence - 0.16],
+                    [x + 0.03, fence - 0.21],
+                    [x + 0.06, fence - 0.16],
+                    [x + 0.06, fence + 0.06],
+                ]
+            ),
+            colour,
+        )
     brush.rectangle(0, fence + 0.04, 1, 1, hsv(between(rng, 0.26, 0.36), 0.6, between(rng, 0.45, 0.7)))
     for _ in range(whole(rng, 5, 10)):
         x, y = rng.random(), between(rng, fence + 0.05, fence + 0.12)

@@ -8,7 +8,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kaleido_jax.data.drawing import Points, between, box, chance, curve, ellipse, pick, points, rotated, thick, weighted, whole
+from kaleido_jax.data.drawing import (
+    Points,
+    between,
+    box,
+    chance,
+    curve,
+    ellipse,
+    pick,
+    points,
+    rotated,
+    thick,
+    weighted,
+    whole,
+)
 
 # What fills a part. BODY and SECOND carry textures, the others are flat colours of the identity.
 CLEAR, BODY, SECOND, ACCENT, LIGHT, DARK, OUTLINE = range(7)
@@ -52,11 +65,23 @@ def _eyes(rng: np.random.Generator, x: float, y: float, spread: float, radius: f
         ex = x + (i - (count - 1) / 2) * spread
         if style == 0:
             parts.append(Part(outline=ellipse(ex, y, radius * 0.62, radius * 0.75, count=14), fill=DARK, inner=True))
-            parts.append(Part(outline=ellipse(ex - radius * 0.2, y - radius * 0.3, radius * 0.22, radius * 0.22, count=8), fill=LIGHT, inner=True))
+            parts.append(
+                Part(
+                    outline=ellipse(ex - radius * 0.2, y - radius * 0.3, radius * 0.22, radius * 0.22, count=8),
+                    fill=LIGHT,
+                    inner=True,
+                )
+            )
         else:
             tall = 1.0 if style == 1 else 1.3
             parts.append(Part(outline=ellipse(ex, y, radius, radius * tall, count=16), fill=LIGHT, inner=True))
-            parts.append(Part(outline=ellipse(ex + look, y + radius * 0.1, radius * 0.5, radius * 0.55, count=12), fill=DARK, inner=True))
+            parts.append(
+                Part(
+                    outline=ellipse(ex + look, y + radius * 0.1, radius * 0.5, radius * 0.55, count=12),
+                    fill=DARK,
+                    inner=True,
+                )
+            )
     return parts
 
 
@@ -74,10 +99,21 @@ def _ears(rng: np.random.Generator, x: float, y: float, rx: float, ry: float) ->
             ear = points((base[0] - rx * 0.38, base[1] + ry * 0.15), tip, (base[0] + rx * 0.38, base[1] + ry * 0.15))
             parts.append(Part(outline=ear, fill=fill, pivot=base, swing=0.12, phase=0.25 * side))
             centre = ear.mean(0)
-            parts.append(Part(outline=centre + (ear - centre) * 0.5, fill=ACCENT, inner=True, pivot=base, swing=0.12, phase=0.25 * side))
+            parts.append(
+                Part(
+                    outline=centre + (ear - centre) * 0.5,
+                    fill=ACCENT,
+                    inner=True,
+                    pivot=base,
+                    swing=0.12,
+                    phase=0.25 * side,
+                )
+            )
         elif kind == "bear":
             parts.append(Part(outline=ellipse(*base, rx * 0.42 * size, rx * 0.42 * size), fill=fill))
-            parts.append(Part(outline=ellipse(*base, rx * 0.22 * size, rx * 0.22 * size, count=14), fill=ACCENT, inner=True))
+            parts.append(
+                Part(outline=ellipse(*base, rx * 0.22 * size, rx * 0.22 * size, count=14), fill=ACCENT, inner=True)
+            )
         elif kind == "rabbit":
             lean = side * between(rng, 0.05, 0.35)
             ear = rotated(ellipse(base[0], base[1] - ry * size, rx * 0.24, ry * size * 1.1), lean, base)
@@ -85,20 +121,42 @@ def _ears(rng: np.random.Generator, x: float, y: float, rx: float, ry: float) ->
             inner = rotated(ellipse(base[0], base[1] - ry * size, rx * 0.11, ry * size * 0.75, count=14), lean, base)
             parts.append(Part(outline=inner, fill=ACCENT, inner=True, pivot=base, swing=0.2, phase=0.25 * side))
         elif kind == "dog":
-            ear = rotated(ellipse(base[0] + side * rx * 0.2, base[1] + ry * 0.5 * size, rx * 0.26, ry * 0.7 * size), -side * 0.3, base)
-            parts.append(Part(outline=ear, fill=fill if fill != BODY else SECOND, pivot=base, swing=0.25, phase=0.25 * side))
+            ear = rotated(
+                ellipse(base[0] + side * rx * 0.2, base[1] + ry * 0.5 * size, rx * 0.26, ry * 0.7 * size),
+                -side * 0.3,
+                base,
+            )
+            parts.append(
+                Part(outline=ear, fill=fill if fill != BODY else SECOND, pivot=base, swing=0.25, phase=0.25 * side)
+            )
         elif kind == "horns":
-            horn = curve(base, (base[0] + side * rx * 0.5, base[1] - ry * 0.2), (base[0] + side * rx * 0.45, base[1] - ry * 0.9 * size))
+            horn = curve(
+                base,
+                (base[0] + side * rx * 0.5, base[1] - ry * 0.2),
+                (base[0] + side * rx * 0.45, base[1] - ry * 0.9 * size),
+            )
             parts.append(Part(outline=thick(horn, rx * 0.34, rx * 0.06), fill=pick(rng, (LIGHT, ACCENT, DARK))))
         elif kind == "antennae":
             end = (base[0] + side * rx * 0.3, base[1] - ry * size)
             stalk = curve(base, (base[0], base[1] - ry * 0.6), end)
-            parts.append(Part(outline=thick(stalk, rx * 0.12, rx * 0.1), fill=DARK, pivot=base, swing=0.25, phase=0.3 * side))
-            parts.append(Part(outline=ellipse(*end, rx * 0.16, rx * 0.16, count=14), fill=ACCENT, pivot=base, swing=0.25, phase=0.3 * side))
+            parts.append(
+                Part(outline=thick(stalk, rx * 0.12, rx * 0.1), fill=DARK, pivot=base, swing=0.25, phase=0.3 * side)
+            )
+            parts.append(
+                Part(
+                    outline=ellipse(*end, rx * 0.16, rx * 0.16, count=14),
+                    fill=ACCENT,
+                    pivot=base,
+                    swing=0.25,
+                    phase=0.3 * side,
+                )
+            )
     if kind == "crest":
         for i in range(whole(rng, 3, 5)):
             turn = -0.6 + 0.3 * i
-            spike = points((x - rx * 0.16, y - ry * 0.85), (x, y - ry * (1.2 + 0.6 * size)), (x + rx * 0.16, y - ry * 0.85))
+            spike = points(
+                (x - rx * 0.16, y - ry * 0.85), (x, y - ry * (1.2 + 0.6 * size)), (x + rx * 0.16, y - ry * 0.85)
+            )
             parts.append(Part(outline=rotated(spike, turn, (x, y)), fill=ACCENT))
     return parts, kind
 
@@ -110,7 +168,13 @@ def _face(rng: np.random.Generator, x: float, y: float, rx: float, ry: float) ->
     eye_y = y - ry * between(rng, 0.05, 0.3)
     mouth = weighted(rng, {"smile": 3, "beak": 2, "snout": 3, "teeth": 1, "none": 1})
     if mouth == "snout":
-        parts.append(Part(outline=ellipse(x, y + ry * 0.42, rx * 0.45, ry * 0.32), fill=pick(rng, (LIGHT, SECOND, ACCENT)), inner=True))
+        parts.append(
+            Part(
+                outline=ellipse(x, y + ry * 0.42, rx * 0.45, ry * 0.32),
+                fill=pick(rng, (LIGHT, SECOND, ACCENT)),
+                inner=True,
+            )
+        )
         parts.append(Part(outline=ellipse(x, y + ry * 0.3, rx * 0.15, ry * 0.11, count=12), fill=DARK, inner=True))
     parts += _eyes(rng, x, eye_y, rx * between(rng, 0.65, 0.9), radius, count)
     if mouth == "smile":
@@ -124,7 +188,15 @@ def _face(rng: np.random.Generator, x: float, y: float, rx: float, ry: float) ->
         parts.append(Part(outline=box(x - rx * 0.45, y + ry * 0.3, x + rx * 0.45, y + ry * 0.6), fill=DARK, inner=True))
         for i in range(3):
             tooth = x - rx * 0.3 + rx * 0.3 * i
-            parts.append(Part(outline=points((tooth - rx * 0.12, y + ry * 0.3), (tooth + rx * 0.12, y + ry * 0.3), (tooth, y + ry * 0.5)), fill=LIGHT, inner=True))
+            parts.append(
+                Part(
+                    outline=points(
+                        (tooth - rx * 0.12, y + ry * 0.3), (tooth + rx * 0.12, y + ry * 0.3), (tooth, y + ry * 0.5)
+                    ),
+                    fill=LIGHT,
+                    inner=True,
+                )
+            )
     return parts
 
 
@@ -133,7 +205,9 @@ def _tail(rng: np.random.Generator, x: float, y: float, reach: float, side: int)
     swing = between(rng, 0.25, 0.6)
     fill = pick(rng, (BODY, BODY, SECOND, ACCENT))
     if kind == 0:  # a long curl
-        line = curve((x, y), (x + side * reach, y + reach * 0.3), (x + side * reach * 0.9, y - reach * between(rng, 0.2, 1.0)))
+        line = curve(
+            (x, y), (x + side * reach, y + reach * 0.3), (x + side * reach * 0.9, y - reach * between(rng, 0.2, 1.0))
+        )
         parts = [Part(outline=thick(line, 0.16, 0.1), fill=fill, pivot=(x, y), swing=swing)]
         if chance(rng, 0.4):
             parts.append(Part(outline=ellipse(*line[-1], 0.11, 0.11, count=14), fill=ACCENT, pivot=(x, y), swing=swing))
@@ -147,7 +221,15 @@ def _tail(rng: np.random.Generator, x: float, y: float, reach: float, side: int)
     return [Part(outline=ellipse(x + side * 0.06, y, 0.15, 0.15, count=16), fill=pick(rng, (LIGHT, SECOND)))]
 
 
-_NOUN_OF_EARS = {"cat": "cat", "rabbit": "rabbit", "dog": "dog", "bear": "bear", "horns": "monster", "antennae": "bug", "crest": "dragon"}
+_NOUN_OF_EARS = {
+    "cat": "cat",
+    "rabbit": "rabbit",
+    "dog": "dog",
+    "bear": "bear",
+    "horns": "monster",
+    "antennae": "bug",
+    "crest": "dragon",
+}
 
 
 def front_creature(rng: np.random.Generator) -> Silhouette:
@@ -170,18 +252,33 @@ def front_creature(rng: np.random.Generator) -> Silhouette:
     if chance(rng, 0.2):  # wings behind the body
         span, fill = between(rng, 0.45, 0.8), pick(rng, (SECOND, ACCENT, LIGHT))
         for side in (-1, 1):
-            wing = points((side * bx * 0.6, 0), (side * (bx + span), -span * between(rng, 0.4, 0.9)), (side * (bx + span * 0.8), span * 0.4), (side * bx * 0.6, 0.25))
+            wing = points(
+                (side * bx * 0.6, 0),
+                (side * (bx + span), -span * between(rng, 0.4, 0.9)),
+                (side * (bx + span * 0.8), span * 0.4),
+                (side * bx * 0.6, 0.25),
+            )
             parts.append(Part(outline=wing, fill=fill, pivot=(side * bx * 0.6, 0.1), swing=0.45 * side))
     parts.append(Part(outline=ellipse(0, 0, bx, by, power=power), fill=BODY))
     if chance(rng, 0.45):
-        parts.append(Part(outline=ellipse(0, by * 0.3, bx * 0.6, by * 0.6), fill=pick(rng, (LIGHT, ACCENT, SECOND)), inner=True))
+        parts.append(
+            Part(outline=ellipse(0, by * 0.3, bx * 0.6, by * 0.6), fill=pick(rng, (LIGHT, ACCENT, SECOND)), inner=True)
+        )
     if chance(rng, 0.65):
         arm, arm_fill = between(rng, 0.25, 0.5), pick(rng, (BODY, BODY, SECOND))
         down = between(rng, -0.6, 0.9)
         for side in (-1, 1):
             at = (side * bx * 0.85, -by * 0.15)
             end = (at[0] + side * arm * np.cos(down), at[1] + arm * np.sin(down))
-            parts.append(Part(outline=thick(curve(at, ((at[0] + end[0]) / 2, at[1]), end), width, width * 0.8), fill=arm_fill, pivot=at, swing=0.7, phase=0.25 * side))
+            parts.append(
+                Part(
+                    outline=thick(curve(at, ((at[0] + end[0]) / 2, at[1]), end), width, width * 0.8),
+                    fill=arm_fill,
+                    pivot=at,
+                    swing=0.7,
+                    phase=0.25 * side,
+                )
+            )
     if single:
         ears, kind = _ears(rng, 0, -by * 0.1, bx * 0.9, by * 0.9)
         head = _face(rng, 0, -by * 0.25, bx * 0.75, by * 0.55)
@@ -224,16 +321,25 @@ def side_creature(rng: np.random.Generator) -> Silhouette:
     if kind == "spikes":
         for i in range(5):
             x = bx * (-0.7 + 0.35 * i)
-            parts.append(Part(outline=points((x - 0.09, -by * 0.75), (x, -by - 0.22), (x + 0.09, -by * 0.75)), fill=ACCENT))
+            parts.append(
+                Part(outline=points((x - 0.09, -by * 0.75), (x, -by - 0.22), (x + 0.09, -by * 0.75)), fill=ACCENT)
+            )
     elif kind == "hump":
         parts.append(Part(outline=ellipse(0, -by * 0.8, bx * 0.5, by * 0.6), fill=SECOND))
     elif kind == "saddle":
         parts.append(Part(outline=box(-bx * 0.35, -by, bx * 0.25, by * 0.15), fill=ACCENT, inner=True))
     ears, name = _ears(rng, head_x, head_y, radius, radius)
-    snout = Part(outline=ellipse(head_x + radius * 0.9, head_y + radius * 0.25, radius * between(rng, 0.35, 0.8), radius * 0.42), fill=pick(rng, (BODY, SECOND, LIGHT)))
+    snout = Part(
+        outline=ellipse(head_x + radius * 0.9, head_y + radius * 0.25, radius * between(rng, 0.35, 0.8), radius * 0.42),
+        fill=pick(rng, (BODY, SECOND, LIGHT)),
+    )
     head = [snout, Part(outline=ellipse(head_x, head_y, radius, radius), fill=pick(rng, (BODY, BODY, SECOND)))]
     head += _eyes(rng, head_x + radius * 0.3, head_y - radius * 0.1, 0.1, radius * between(rng, 0.2, 0.36), 1)
-    head.append(Part(outline=ellipse(head_x + radius * 1.5, head_y + radius * 0.15, 0.05, 0.05, count=10), fill=DARK, inner=True))
+    head.append(
+        Part(
+            outline=ellipse(head_x + radius * 1.5, head_y + radius * 0.15, 0.05, 0.05, count=10), fill=DARK, inner=True
+        )
+    )
     parts += head + ears if name == "dog" else ears + head
     return Silhouette(family="creature", noun=_NOUN_OF_EARS.get(name, "animal"), parts=tuple(parts))
 
@@ -255,7 +361,10 @@ def blob(rng: np.random.Generator) -> Silhouette:
 
 def polygon(rng: np.random.Generator) -> Silhouette:
     """A regular or irregular polygon, a star, a cross, a heart, a ring, a moon, an arrow or a gear."""
-    kind = weighted(rng, {"regular": 2, "irregular": 3, "star": 2, "cross": 1, "heart": 1, "ring": 1, "moon": 1, "arrow": 1, "gear": 1})
+    kind = weighted(
+        rng,
+        {"regular": 2, "irregular": 3, "star": 2, "cross": 1, "heart": 1, "ring": 1, "moon": 1, "arrow": 1, "gear": 1},
+    )
     noun = "shape"
     if kind in ("regular", "irregular", "star", "gear"):
         corners = whole(rng, 3, 8) if kind != "gear" else whole(rng, 7, 11)
@@ -273,10 +382,14 @@ def polygon(rng: np.random.Generator) -> Silhouette:
         outline = np.stack([np.cos(turn), np.sin(turn) * between(rng, 0.65, 1.0)], 1) * radius[:, None]
     elif kind == "cross":
         w = between(rng, 0.18, 0.4)
-        outline = points((-w, -1), (w, -1), (w, -w), (1, -w), (1, w), (w, w), (w, 1), (-w, 1), (-w, w), (-1, w), (-1, -w), (-w, -w))
+        outline = points(
+            (-w, -1), (w, -1), (w, -w), (1, -w), (1, w), (w, w), (w, 1), (-w, 1), (-w, w), (-1, w), (-1, -w), (-w, -w)
+        )
     elif kind == "heart":
         t, noun = np.linspace(0, 2 * np.pi, 40, endpoint=False), "heart"
-        outline = np.stack([np.sin(t) ** 3, -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)) / 16], 1)
+        outline = np.stack(
+            [np.sin(t) ** 3, -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)) / 16], 1
+        )
     elif kind == "ring":
         hole, noun = between(rng, 0.35, 0.65), "ring"
         outer = ellipse(0, 0, 1, between(rng, 0.75, 1), count=40)
@@ -284,7 +397,9 @@ def polygon(rng: np.random.Generator) -> Silhouette:
     elif kind == "moon":
         bite, noun = between(rng, 0.2, 0.6), "moon"
         up = np.linspace(-np.pi / 2, np.pi / 2, 20)
-        outline = np.concatenate([np.stack([np.cos(up), np.sin(up)], 1), np.stack([np.cos(up[::-1]) * bite, np.sin(up[::-1])], 1)]) - [0.5, 0]
+        outline = np.concatenate(
+            [np.stack([np.cos(up), np.sin(up)], 1), np.stack([np.cos(up[::-1]) * bite, np.sin(up[::-1])], 1)]
+        ) - [0.5, 0]
     else:
         w, noun = between(rng, 0.2, 0.45), "arrow"
         outline = points((-1, -w), (0.1, -w), (0.1, -0.8), (1, 0), (0.1, 0.8), (0.1, w), (-1, w))
@@ -327,7 +442,9 @@ def strokes(rng: np.random.Generator) -> Silhouette:
         lines, noun = _LETTERS[pick(rng, tuple(_LETTERS))], "letter"
     else:
         grid = (-0.8, 0.0, 0.8)
-        lines = tuple(tuple((pick(rng, grid), pick(rng, grid)) for _ in range(whole(rng, 2, 4))) for _ in range(whole(rng, 2, 3)))
+        lines = tuple(
+            tuple((pick(rng, grid), pick(rng, grid)) for _ in range(whole(rng, 2, 4))) for _ in range(whole(rng, 2, 3))
+        )
         noun = "sign"
     lean, narrow = between(rng, -0.25, 0.25), between(rng, 0.7, 1.0)
     parts = []

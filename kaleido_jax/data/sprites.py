@@ -11,7 +11,19 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from kaleido_jax.data.drawing import COLOUR_WORDS, Colour, between, chance, colour_indices, ellipse, generator, hsv, pick, varied, weighted
+from kaleido_jax.data.drawing import (
+    COLOUR_WORDS,
+    Colour,
+    between,
+    chance,
+    colour_indices,
+    ellipse,
+    generator,
+    hsv,
+    pick,
+    varied,
+    weighted,
+)
 from kaleido_jax.data.objects import thing
 from kaleido_jax.data.photographs import Photographs
 from kaleido_jax.data.silhouettes import (
@@ -20,7 +32,14 @@ from kaleido_jax.data.silhouettes import (
 from kaleido_jax.data.textures import Texture, draw_texture, paint_texture
 
 FAMILIES = {"front": 3.4, "side": 2.2, "object": 4.0, "blob": 1.0, "polygon": 1.3, "strokes": 0.9}
-_BUILD = {"front": front_creature, "side": side_creature, "object": thing, "blob": blob, "polygon": polygon, "strokes": strokes}
+_BUILD = {
+    "front": front_creature,
+    "side": side_creature,
+    "object": thing,
+    "blob": blob,
+    "polygon": polygon,
+    "strokes": strokes,
+}
 
 
 _VISIBLE = [0] + [255] * 255  # every fill but CLEAR
@@ -203,7 +222,12 @@ class Painter:
                 draw.polygon(flat, fill=part.fill)
         codes = np.asarray(index)
         palette = np.zeros((OUTLINE + 1, 4), np.uint8)
-        for code, colour in ((ACCENT, identity.accent), (LIGHT, identity.light), (DARK, identity.dark), (OUTLINE, identity.line)):
+        for code, colour in (
+            (ACCENT, identity.accent),
+            (LIGHT, identity.light),
+            (DARK, identity.dark),
+            (OUTLINE, identity.line),
+        ):
             palette[code, :3] = colour
         pixels = palette.view(np.uint32)[:, 0][codes]
         np.copyto(pixels, self._fill(identity.body)[::step, ::step], where=codes <= BODY)
@@ -253,7 +277,9 @@ def place(
     dx, dy = left - x, top - y
     matrix = (a, b, middle_x + a * dx + b * dy, d, e, middle_y + d * dx + e * dy)
     colour, seen = (
-        layer.transform((right - left, bottom - top), Image.Transform.AFFINE, matrix, resample=Image.Resampling.BILINEAR)
+        layer.transform(
+            (right - left, bottom - top), Image.Transform.AFFINE, matrix, resample=Image.Resampling.BILINEAR
+        )
         for layer in (picture, alpha)
     )
     canvas.paste(colour, (left, top), seen)

@@ -5,7 +5,19 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from kaleido_jax.data.drawing import Colour, between, chance, ellipse, generator, hsv, mixed, pick, varied, weighted, whole
+from kaleido_jax.data.drawing import (
+    Colour,
+    between,
+    chance,
+    ellipse,
+    generator,
+    hsv,
+    mixed,
+    pick,
+    varied,
+    weighted,
+    whole,
+)
 from kaleido_jax.data.photographs import Photographs
 
 # Kinds with their share of all identities, and the word a person would use ("" for none).
@@ -44,7 +56,9 @@ def draw_colours(rng: np.random.Generator) -> tuple[Colour, ...]:
         second = hsv(hue + between(rng, -0.08, 0.08), between(rng, 0.4, 1.0), between(rng, 0.12, 0.35))
     else:
         shift = {"opposite": 0.5, "neighbour": pick(rng, (-0.14, 0.14)), "any": rng.random()}[relation]
-        second = hsv(hue + shift, between(rng, 0.4, 1.0), between(rng, 0.35, 0.65) if value > 0.5 else between(rng, 0.75, 1.0))
+        second = hsv(
+            hue + shift, between(rng, 0.4, 1.0), between(rng, 0.35, 0.65) if value > 0.5 else between(rng, 0.75, 1.0)
+        )
     if abs(sum(second) / 765 - value) < 0.14:  # too close in brightness to read as a pattern
         second = mixed(second, (255, 255, 255) if value < 0.5 else (0, 0, 0), 0.45)
     third = hsv(rng.random(), between(rng, 0.3, 1.0), between(rng, 0.3, 1.0))
@@ -133,7 +147,9 @@ def paint_texture(texture: Texture, size: int, photographs: Photographs | None) 
     elif kind == "checker":
         x, y = _grid(size, angle)
         density = between(rng, 1.8, 4.5)
-        rgb = _blend((np.floor(x * density + rng.random()) + np.floor(y * density + rng.random())) % 2 == 1, first, second)
+        rgb = _blend(
+            (np.floor(x * density + rng.random()) + np.floor(y * density + rng.random())) % 2 == 1, first, second
+        )
     elif kind == "plaid":
         x, y = _grid(size, angle)
         density, duty = between(rng, 1.5, 3.5), between(rng, 0.55, 0.75)
@@ -142,7 +158,9 @@ def paint_texture(texture: Texture, size: int, photographs: Photographs | None) 
         rgb = _blend(across * 0.5 + along * 0.5, first, second)
     elif kind == "rings":
         x, y = _grid(size, 0.0, between(rng, -0.4, 0.4), between(rng, -0.4, 0.4))
-        rgb = _blend((np.hypot(x, y) * between(rng, 2.0, 5.0) + rng.random()) % 1.0 > between(rng, 0.45, 0.6), first, second)
+        rgb = _blend(
+            (np.hypot(x, y) * between(rng, 2.0, 5.0) + rng.random()) % 1.0 > between(rng, 0.45, 0.6), first, second
+        )
     elif kind == "zigzag":
         x, y = _grid(size, angle)
         teeth = np.abs((x * between(rng, 1.5, 3.5)) % 1.0 - 0.5) * between(rng, 0.3, 0.8)
@@ -174,6 +192,8 @@ def paint_texture(texture: Texture, size: int, photographs: Photographs | None) 
 
 def repainted(rng: np.random.Generator, texture: Texture, colour: Colour) -> Texture:
     """Another texture in which `colour` dominates (for look-alikes): never a photograph, whose colours are its own."""
-    kinds = {k: v for k, v in KINDS.items() if k not in ("photo", "checker", "halves", "mosaic", "gradient", texture.kind)}
+    kinds = {
+        k: v for k, v in KINDS.items() if k not in ("photo", "checker", "halves", "mosaic", "gradient", texture.kind)
+    }
     first, second, third = varied(rng, colour, 10), *draw_colours(rng)[1:]
     return Texture(kind=weighted(rng, kinds), colours=(first, second, third), seed=int(rng.random() * 2**52))

@@ -24,6 +24,7 @@ __all__ = ["MOTIONS", "SPLITS", "Sample", "Story", "World", "vocabulary"]
 
 SPLITS = ("train", "heldout")
 MAX_REFERENCES = 3
+MAX_SUBJECTS = 2
 STANDING = ("right", "left", "hop", "still", "grow", "shrink")  # motions that keep to the floor where there is one
 BACKGROUND = 0  # the subject index of a reference that shows the scene
 
@@ -136,9 +137,14 @@ class World:
         return self._looks(subject)
 
     def _see(self, subject: Identity) -> Looks:
-        colour = dominant_colour(self._painter_of(subject).sprite(subject, Pose(), fine=False))
+        colour = dominant_colour(self.painter_of(subject).sprite(subject, Pose(), fine=False))
         silhouette = subject.silhouette
-        return Looks(family=silhouette.family, noun=silhouette.noun, colour=colour, texture=TEXTURE_WORDS.get(subject.body.kind, ""))
+        return Looks(
+            family=silhouette.family,
+            noun=silhouette.noun,
+            colour=colour,
+            texture=TEXTURE_WORDS.get(subject.body.kind, ""),
+        )
 
     def render(self, story: Story) -> Sample:
         """Draws `story`."""
@@ -152,7 +158,15 @@ class World:
         aspect = self.width / self.height
         paths = [
             draw_path(
-                rng, motion, self.frames, aspect=aspect, lane=lane, floor=floor, grounded=plate.ground is not None, low=low, high=high
+                rng,
+                motion,
+                self.frames,
+                aspect=aspect,
+                lane=lane,
+                floor=floor,
+                grounded=plate.ground is not None,
+                low=low,
+                high=high,
             )
             for motion, lane, floor in zip(story.motions, lanes, _floors(rng, story.motions, plate.ground))
         ]
@@ -161,7 +175,9 @@ class World:
         order = sorted(range(count), key=lambda i: float((paths[i].y + paths[i].height / 2).max()))
         grounded = [plate.ground is not None and motion in STANDING for motion in story.motions]
         for i in range(count):
-            if grounded[i]:  # a path places boxes as tall as they are long; put the feet of flatter subjects on the floor too
+            if grounded[
+                i
+            ]:  # a path places boxes as tall as they are long; put the feet of flatter subjects on the floor too
                 x0, y0, x1, y1 = actors[i][0].box
                 flat = 1 - (y1 - y0) / max(x1 - x0, y1 - y0)
                 paths[i] = replace(paths[i], y=paths[i].y + flat / 2 * paths[i].height)
@@ -176,7 +192,9 @@ class World:
                 x, y = float(path.x[frame]) * self.width, float(path.y[frame]) * self.height
                 sprite = sprites[int(path.gait[frame] * len(sprites)) % len(sprites)]
                 if shadows and grounded[i]:
-                    tall = (sprite.box[3] - sprite.box[1]) / max(sprite.box[2] - sprite.box[0], sprite.box[3] - sprite.box[1])
+                    tall = (sprite.box[3] - sprite.box[1]) / max(
+                        sprite.box[2] - sprite.box[0], sprite.box[3] - sprite.box[1]
+                    )
                     floor = float((path.y + path.height * tall / 2).max()) * self.height
                     self._shade(picture, x, floor, height * 0.4)
                 placed = place(picture, sprite, x, y, height, float(path.angle[frame]), path.mirror)
@@ -187,14 +205,18 @@ class World:
             video[frame] = np.asarray(picture)
         references = []
         for i, (subject, number) in enumerate(zip(story.identities, story.pictures)):
-            references += [(self.picture(subject, whole(rng, 0, 2**52), split=story.split), i + 1) for _ in range(number)]
+            references += [
+                (self.picture(subject, whole(rng, 0, 2**52), split=story.split), i + 1) for _ in range(number)
+            ]
         if story.scene_given:
             references.append((self._view(rng, plate.picture), BACKGROUND))
         colours = tuple(self.looks(one).colour for one in story.identities)
         truth = {"story": story, "motions": story.motions, "scene": story.scene, "colours": colours}
         return Sample(video=video, references=references, prompt=story.prompt, masks=masks, truth=truth)
 
-    def picture(self, subject: Identity, seed: int, *, split: str = "train", style: str | None = None, pose: Pose | None = None) -> np.ndarray:
+    def picture(
+        self, subject: Identity, seed: int, *, split: str = "train", style: str | None = None, pose: Pose | None = None
+    ) -> np.ndarray:
         """A reference picture: `subject` in a pose of `seed`, fitted and centred on white, uint8 `[height, width, 3]`.
 
         Args:
@@ -203,7 +225,7 @@ class World:
         """
         rng = generator(0x2EF, seed)
         style = style or weighted(rng, {"white": 5, "scene": 3, "photo": 2})
-        sprite = self._painter_of(subject).sprite(subject, pose or draw_pose(rng))
+        sprite = self.painter_of(subject).sprite(subject, pose or draw_pose(rng))
         angle = between(rng, -0.35, 0.35) if chance(rng, 0.85) else between(rng, -np.pi, np.pi)
         mirror = chance(rng, 0.5)
         canvas = Image.new("RGB", (self.width, self.height), (255, 255, 255))
@@ -230,12 +252,16 @@ class World:
         """The sprites that a subject goes through in one turn of its gait."""
         base = draw_pose(rng, 0.5)
         moves = path.reach > 0 and any(part.swing for part in subject.silhouette.parts)
-        painter = self._painter_of(subject)
+        painter = self.painter_of(subject)
         # Below half the sprite's resolution, averaging while placing is enough to smooth its edges.
         fine = float(path.height.max()) * self.height * 2.2 > painter.resolution
         steps = 6 if moves else 1
         return [
-            painter.sprite(subject, Pose(gait=i / steps, reach=path.reach, bend=base.bend, squash=base.squash, lift=base.lift), fine)
+            painter.sprite(
+                subject,
+                Pose(gait=i / steps, reach=path.reach, bend=base.bend, squash=base.squash, lift=base.lift),
+                fine,
+            )
             for i in range(steps)
         ]
 
@@ -257,7 +283,8 @@ class World:
     def _photographs(self, split: str) -> photo_files.Photographs | None:
         return photo_files.load(split) if self._has_photographs else None
 
-    def _painter_of(self, subject: Identity) -> Painter:
+    def painter_of(self, subject: Identity) -> Painter:
+        """What draws `subject`: photographs in its textures are those of its split."""
         split = SPLITS[subject.number % 2]
         if split not in self._painters:
             resolution = max(128, 16 * round(min(self.height, self.width) / 12))
