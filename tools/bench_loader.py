@@ -2,7 +2,8 @@
 
     python tools/bench_loader.py --samples 512 --batch 16 --workers 0 1 2
 
-Prints one line a source and worker count. The data set is written into a temporary folder (or `--directory`, where it stays).
+Prints one line a source and worker count. The data set is written into a temporary folder (or `--directory`, where it
+stays).
 """
 
 import argparse
@@ -15,7 +16,7 @@ from kaleido_jax.data.subject_world.subject_world_dataset_builder import Subject
 
 
 def samples_per_second(dataset, samples: int, batch: int, workers: int) -> float:
-    """Measured after the first batch of each worker, so that starting processes and reading photographs does not count."""
+    """Measured after each worker's first batch: starting processes and reading photographs does not count."""
     with contextlib.closing(iterate(dataset, workers=workers)) as iterator:
         for _ in range(max(workers, 1)):
             next(iterator)
@@ -39,7 +40,7 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         directory = options.directory or stack.enter_context(tempfile.TemporaryDirectory())
         config = SubjectWorldConfig(
-            name=f"{height}x{width}x{options.frames}",
+            name="benchmark",
             height=height,
             width=width,
             frames=options.frames,

@@ -15,10 +15,11 @@ _TRIES = 200
 def distractors(
     world: World, target: Identity, seed: int, *, count: int = 15, same_colour: int = 5, same_silhouette: int = 5
 ) -> tuple[Identity, ...]:
-    """`count` identities of the target's split: the first share its dominant colour, the next its silhouette, the rest are any.
+    """`count` identities of the target's split: the first share its dominant colour, the next its silhouette, the rest
+    are any.
 
-    A look-alike in colour has another silhouette and another pattern; one in silhouette has other textures and, nearly always,
-    another colour. Deterministic in (target, seed).
+    A look-alike in colour has another silhouette and another pattern; one in silhouette has other textures and, nearly
+    always, another colour. Deterministic in (target, seed).
     """
     if same_colour + same_silhouette > count:
         raise ValueError(

@@ -1,7 +1,7 @@
 """Small helpers shared by the procedural world: draws from a generator, outlines as point arrays, colours.
 
-Points are float arrays `[n, 2]` of (x, y) with y pointing down. Every draw goes through `Generator.random`, whose stream numpy
-keeps stable between versions, so that a seed means the same picture everywhere.
+Points are float arrays `[n, 2]` of (x, y) with y pointing down. Every draw goes through `Generator.random`, whose
+stream numpy keeps stable between versions, so that a seed means the same picture everywhere.
 """
 
 import colorsys

@@ -1,7 +1,8 @@
-"""Batches by grain: drawn on the fly from the world, or read from an ArrayRecord data set. TensorFlow is never imported.
+"""Batches by grain: drawn on the fly from the world, or read from an ArrayRecord data set. TensorFlow is never
+imported.
 
-What a batch holds depends on the seed and the batch's index alone: not on the number of worker processes, nor on whether the
-iterator was saved and restored in between (`get_state`, `set_state` of grain's iterators).
+What a batch holds depends on the seed and the batch's index alone: not on the number of worker processes, nor on
+whether the iterator was saved and restored in between (`get_state`, `set_state` of grain's iterators).
 """
 
 from collections.abc import Sequence
@@ -10,8 +11,8 @@ from pathlib import Path
 from typing import Any, SupportsIndex
 
 import grain
-from absl import flags
 import numpy as np
+from absl import flags
 
 from kaleido_jax.data.records import Batch, Record, to_batch, to_record
 from kaleido_jax.data.world import World

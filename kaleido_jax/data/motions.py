@@ -32,7 +32,8 @@ class Path:
 
 
 def draw_path(
-    rng: np.random.Generator, motion: str, frames: int, *, aspect: float, lane: tuple[float, float], floor: tuple[float, float],
+    rng: np.random.Generator, motion: str, frames: int, *, aspect: float, lane: tuple[float, float],
+    floor: tuple[float, float],
     grounded: bool, low: float, high: float
 ) -> Path:  # fmt: skip
     """A path for `motion`.

@@ -1,7 +1,7 @@
 """Photographs that are already on the machine: those that scikit-image carries inside its package.
 
-Nothing is downloaded and scikit-image is not imported; its folder is found and the files are read. Some pictures are only ever
-seen in the held-out split, so that "works on a photograph it has never seen" can be measured.
+Nothing is downloaded and scikit-image is not imported; its folder is found and the files are read. Some pictures are
+only ever seen in the held-out split, so that "works on a photograph it has never seen" can be measured.
 """
 
 from dataclasses import dataclass
@@ -56,7 +56,8 @@ def load(split: str) -> Photographs:
     spec = find_spec("skimage")
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(
-            "photographs=True takes its crops from scikit-image's pictures: install scikit-image, or use World(photographs=False)."
+            "photographs=True takes its crops from scikit-image's pictures: "
+            "install scikit-image, or use World(photographs=False)."
         )
     folder = Path(next(iter(spec.submodule_search_locations))) / "data"
     pictures = []

@@ -421,8 +421,9 @@ def _plain(rng: np.random.Generator, brush: _Brush) -> None:
 
 
 SCENES: dict[str, Callable[[np.random.Generator, _Brush], float | None]] = {
-    "beach": _beach, "meadow": _meadow, "snow": _snow, "night": _night, "city": _city, "desert": _desert, "forest": _forest,
-    "sea": _sea, "room": _room, "space": _space, "clouds": _clouds, "road": _road, "stage": _stage, "mountains": _mountains,
+    "beach": _beach, "meadow": _meadow, "snow": _snow, "night": _night, "city": _city, "desert": _desert,
+    "forest": _forest, "sea": _sea, "room": _room, "space": _space, "clouds": _clouds, "road": _road, "stage": _stage,
+    "mountains": _mountains,
     "garden": _garden, "plain": _plain,
 }  # fmt: skip
 PHOTO = "photo"

@@ -1,10 +1,10 @@
 """Silhouettes: what an identity is cut out of. Each is a list of parts, back to front, that can move about pivots.
 
-Families are wide on purpose (creatures with drawn proportions and organs, Fourier blobs, polygons, stars, strokes, objects): a
-model must learn to copy a shape it has never seen, not to look one up.
+Families are wide on purpose (creatures with drawn proportions and organs, Fourier blobs, polygons, stars, strokes,
+objects): a model must learn to copy a shape it has never seen, not to look one up.
 """
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from kaleido_jax.data.drawing import (
 CLEAR, BODY, SECOND, ACCENT, LIGHT, DARK, OUTLINE = range(7)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Part:
     """One closed outline.
 
@@ -42,6 +42,7 @@ class Part:
 
     outline: Points
     fill: int = BODY
+    _: KW_ONLY
     pivot: tuple[float, float] = (0.0, 0.0)
     swing: float = 0.0
     phase: float = 0.0

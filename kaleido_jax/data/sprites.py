@@ -1,8 +1,9 @@
 """Identities and how they are drawn: silhouette + textures + colours, in any pose, as RGBA pictures with soft edges.
 
-A pose moves the outlines (limbs, bend, squash, turn); the drawing is an index picture at twice the resolution, in which every pixel
-says which fill it shows; looking the fills up and averaging 2 x 2 pixels gives the sprite. Placement (where, how large, turned by how
-much, mirrored) is one affine warp of that sprite, so a sprite is drawn once and placed in every frame.
+A pose moves the outlines (limbs, bend, squash, turn); the drawing is an index picture at twice the resolution, in
+which every pixel says which fill it shows; looking the fills up and averaging 2 x 2 pixels gives the sprite. Placement
+(where, how large, turned by how much, mirrored) is one affine warp of that sprite, so a sprite is drawn once and
+placed in every frame.
 """
 
 from dataclasses import dataclass, replace
@@ -27,7 +28,20 @@ from kaleido_jax.data.drawing import (
 from kaleido_jax.data.objects import thing
 from kaleido_jax.data.photographs import Photographs
 from kaleido_jax.data.silhouettes import (
-    ACCENT, BODY, CLEAR, DARK, LIGHT, OUTLINE, SECOND, Part, Silhouette, blob, front_creature, polygon, side_creature, strokes,
+    ACCENT,
+    BODY,
+    CLEAR,
+    DARK,
+    LIGHT,
+    OUTLINE,
+    SECOND,
+    Part,
+    Silhouette,
+    blob,
+    front_creature,
+    polygon,
+    side_creature,
+    strokes,
 )  # fmt: skip
 from kaleido_jax.data.textures import Texture, draw_texture, paint_texture
 
@@ -70,8 +84,9 @@ class Identity:
 
 @dataclass(frozen=True, kw_only=True)
 class Pose:
-    """How the outlines are moved: `gait` in turns and `reach` (0 to 1) swing the limbs, `bend` leans and curves the body, `squash`
-    makes it wider than tall, `turn` (0 to 1) narrows it as if it looked away, `lift` swings each limb by an amount of its own."""
+    """How the outlines are moved: `gait` in turns and `reach` (0 to 1) swing the limbs, `bend` leans and curves the
+    body, `squash` makes it wider than tall, `turn` (0 to 1) narrows it as if it looked away, `lift` swings each limb
+    by an amount of its own."""
 
     gait: float = 0.0
     reach: float = 0.0
@@ -146,7 +161,8 @@ def identity(number: int, photographs: bool) -> Identity:
     line = dark if chance(rng, 0.8) else (250, 250, 250)
     light = varied(rng, (246, 244, 240), 9)
     return Identity(
-        number=number, silhouette=silhouette, body=body, second=second, accent=body.colours[2], light=light, dark=dark, outline=outline, line=line
+        number=number, silhouette=silhouette, body=body, second=second, accent=body.colours[2], light=light, dark=dark,
+        outline=outline, line=line
     )  # fmt: skip
 
 
@@ -204,7 +220,7 @@ class Painter:
         return rgbx.view(np.uint32)[..., 0]
 
     def sprite(self, identity: Identity, pose: Pose, fine: bool = True) -> Sprite:
-        """`identity` in `pose`. `fine` averages 2 x 2 pixels; without it the picture is for drawing at half its size or less."""
+        """`identity` in `pose`; `fine` averages 2 x 2 pixels, without it the sprite is for half its size or less."""
         size, step = (2 * self.resolution, 1) if fine else (self.resolution, 2)
         index = Image.new("L", (size, size), CLEAR)
         draw = ImageDraw.Draw(index)
@@ -253,7 +269,7 @@ def place(
         mirror: left and right exchanged.
 
     Returns:
-        The sprite's alpha where it was pasted and its top left corner, or None where nothing of it is inside the canvas.
+        The sprite's alpha where it was pasted and its top left corner, or None where nothing of it is inside.
     """
     x0, y0, x1, y1 = sprite.box
     unit = height / max(x1 - x0, y1 - y0, 1e-3)  # pixels per unit of the square

@@ -26,7 +26,8 @@ KINDS = {
     "patches": 1.3, "mosaic": 0.7, "gradient": 0.9, "cloudy": 1.0, "sprinkles": 0.9, "halves": 0.7, "photo": 2.4,
 }  # fmt: skip
 WORDS = {
-    "plain": "plain", "stripes": "striped", "dots": "dotted", "checker": "checkered", "plaid": "plaid", "rings": "ringed",
+    "plain": "plain", "stripes": "striped", "dots": "dotted", "checker": "checkered", "plaid": "plaid",
+    "rings": "ringed",
     "zigzag": "zigzag", "patches": "spotted", "mosaic": "mosaic", "cloudy": "cloudy", "sprinkles": "speckled",
 }  # fmt: skip
 

@@ -1,9 +1,10 @@
 """The procedural subject-to-video world: unlimited identities, scenes, motions, captions and ground-truth masks.
 
-Everything is a function of (seed, split). A `Story` says what a sample shows, `render` draws it; evaluation builds stories of its own.
-Identities with even numbers belong to the training split and those with odd numbers to the held-out split, so the two never share one;
-scene seeds are split the same way, and photographs by name. References show their subject in other poses, sizes and surroundings than
-the video does: they are drawn anew, never cut from its frames.
+Everything is a function of (seed, split). A `Story` says what a sample shows, `render` draws it; evaluation builds
+stories of its own. Identities with even numbers belong to the training split and those with odd numbers to the
+held-out split, so the two never share one; scene seeds are split the same way, and photographs by name. References
+show their subject in other poses, sizes and surroundings than the video does: they are drawn anew, never cut from its
+frames.
 """
 
 from dataclasses import dataclass, replace
@@ -61,8 +62,8 @@ class Sample:
 
     Attributes:
         video: uint8 `[frames, height, width, 3]`.
-        references: (picture, subject) pairs, all pictures of subject 1 first, the scene (subject 0) last; a picture is uint8
-            `[height, width, 3]` as large as a frame, its content fitted and centred on white.
+        references: (picture, subject) pairs, all pictures of subject 1 first, the scene (subject 0) last; a picture is
+            uint8 `[height, width, 3]` as large as a frame, its content fitted and centred on white.
         prompt: the caption, in lower case.
         masks: uint8 `[frames, height, width]`: which subject is seen at each pixel, 0 for none.
         truth: "story" (the Story), "motions", "scene", "colours" (the word for each subject's dominant colour).
@@ -81,8 +82,8 @@ class World:
     Args:
         size: height and width in pixels, or (height, width).
         frames: frames of a video.
-        photographs: whether textures, scenes and backgrounds may be crops of scikit-image's photographs (which must be installed
-            then). Worlds with and without them show different identities for the same seed.
+        photographs: whether textures, scenes and backgrounds may be crops of scikit-image's photographs (which must be
+            installed then). Worlds with and without them show different identities for the same seed.
         seed: of the world itself: other seeds have other samples throughout.
     """
 
@@ -128,7 +129,8 @@ class World:
         looks = tuple(self.looks(one) for one in identities)
         prompt = caption(rng, looks, motions, scene, scene_given)
         return Story(
-            seed=int(rng.random() * 2**52), split=split, identities=identities, motions=motions, scene=scene, scene_seed=scene_seed,
+            seed=int(rng.random() * 2**52), split=split, identities=identities, motions=motions, scene=scene,
+            scene_seed=scene_seed,
             pictures=pictures, scene_given=scene_given, prompt=prompt,
         )  # fmt: skip
 
@@ -220,7 +222,8 @@ class World:
         """A reference picture: `subject` in a pose of `seed`, fitted and centred on white, uint8 `[height, width, 3]`.
 
         Args:
-            style: "white" (cut out), "scene" or "photo" (before something else); by default drawn, about half of them white.
+            style: "white" (cut out), "scene" or "photo" (before something else); by default drawn, about half of them
+            white.
             pose: by default drawn.
         """
         rng = generator(0x2EF, seed)

@@ -60,7 +60,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         }
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Procedural subject-to-video samples: reference pictures, a caption, and a video of the subjects.",
+            description="Procedural subject-to-video samples: reference pictures, a caption, a video of the subjects.",
             features=tfds.features.FeaturesDict(features),
         )
 
@@ -77,7 +77,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def build(directory: str | Path, config: str | SubjectWorldConfig = "96x96x17") -> Path:
-    """Writes the data set under `directory` (unless it is there) and returns the folder that `loader.stored_source` reads."""
+    """Writes the data set under `directory` (unless it is there); returns the folder for `loader.stored_source`."""
     builder = Builder(data_dir=directory, config=config, file_format=tfds.core.FileFormat.ARRAY_RECORD)
     builder.download_and_prepare()
     return Path(builder.data_dir)
