@@ -5,13 +5,13 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from kaleido_jax.attention.reference import Visibility, reference_attention
+from kaleido_jax.attention.backends import attend, resolve
+from kaleido_jax.attention.reference import Visibility
 from kaleido_jax.masks import TokenMask
 from kaleido_jax.typing import AnyArray
 
 __all__ = ["attention"]
 
-_BACKENDS = ("auto", "reference")
 _DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 
 
@@ -34,6 +34,13 @@ def _check_arrays(q: Array, k: Array, v: Array) -> None:
         )
     if q.shape[2] % k.shape[2]:
         raise ValueError(f"attention: q has {q.shape[2]} heads; expected a multiple of the {k.shape[2]} heads of k.")
+
+
+def _check_options(mask: TokenMask | None, scale: float | None) -> None:
+    if mask is not None and not isinstance(mask, TokenMask):
+        raise ValueError(f"attention: mask is a {type(mask).__name__}; expected a TokenMask or None.")
+    if scale is not None and scale <= 0:
+        raise ValueError(f"attention: scale is {scale}; expected a number > 0.")
 
 
 def _rows(name: str, x: AnyArray, batch: int, tokens: int) -> Array:
@@ -70,23 +77,25 @@ def attention(
       k, v: [batch, keys, key heads, head_dim] of q's dtype; `heads` is a multiple of `key heads`, and query head i
         reads key head i // (heads // key heads).
       mask: which query reads which key; None means all. Its vectors are [tokens] or [batch, tokens].
-      scale: multiplies the scores; head_dim ** -0.5 if None.
-      backend: "auto" or "reference" (chunked online softmax in plain JAX).
+      scale: multiplies the scores, > 0; head_dim ** -0.5 if None.
+      backend: "reference" (chunked online softmax in plain JAX), "pallas_tpu" (a kernel that visits only blocks in
+        which something is visible), or "auto": the one for the devices of the mesh that is set (`jax.set_mesh`), or
+        without a mesh for the default device.
       return_lse: also return the log-sum-exp of the scaled scores, float32 [batch, heads, queries], which has its own
         gradient and serves to merge attention over several sets of keys.
-      interpret: interpret a Pallas backend's kernel on the host; the reference backend has none.
+      interpret: interpret a kernel on the host, to test it; the reference backend has none.
 
     Returns:
       [batch, queries, heads, head_dim] of q's dtype, and the log-sum-exp if asked. A query that may read nothing gives
       zeros, a log-sum-exp of -1e30 and zero gradients.
 
     Raises:
-      ValueError: (while tracing) for shapes, dtypes or a backend other than these.
+      ValueError: (while tracing) for shapes, dtypes or a backend other than these, or one that the platform lacks.
     """
-    del interpret  # plain JAX needs no interpreter
-    if backend not in _BACKENDS:
-        raise ValueError(f"attention: backend is {backend!r}; expected one of {', '.join(_BACKENDS)}.")
+    chosen = resolve(backend, interpret=interpret)
     _check_arrays(q, k, v)
+    _check_options(mask, scale)
     visibility = None if mask is None else _visibility(mask, q.shape[0], q.shape[1], k.shape[1])
-    out, lse = reference_attention(q, k, v, visibility, q.shape[3] ** -0.5 if scale is None else scale)
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    out, lse = attend(q, k, v, visibility, scale, chosen, interpret)
     return (out, lse) if return_lse else out

@@ -1,0 +1,60 @@
+"""Which backend "auto" is, and that one which cannot run is an error while tracing."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+
+from kaleido_jax.attention import attention, backends
+from kaleido_jax.attention.backends import resolve
+from kaleido_jax.masks import TokenMask
+
+X = jnp.ones((1, 4, 2, 8))
+
+
+def mesh(platform, kind, size=1):
+    device = AbstractDevice(device_kind=kind, num_cores=1, platform=platform)
+    return AbstractMesh((size,), ("x",), axis_types=(AxisType.Auto,), abstract_device=device)
+
+
+def test_auto_follows_the_mesh_not_the_host():
+    assert resolve("auto", interpret=False) == "reference"
+    with jax.sharding.use_abstract_mesh(mesh("tpu", "TPU v5p")):
+        assert resolve("auto", interpret=False) == "pallas_tpu"
+        lowered = jax.jit(attention).trace(X, X, X).lower(lowering_platforms=("tpu",))
+        assert "tpu_custom_call" in lowered.as_text()
+    with jax.sharding.use_abstract_mesh(mesh("cpu", "cpu")):
+        assert resolve("auto", interpret=False) == "reference"
+
+
+def test_auto_leaves_what_the_compiler_divides_to_the_reference():
+    with jax.sharding.use_abstract_mesh(mesh("tpu", "TPU v5p", size=4)):
+        assert resolve("auto", interpret=False) == "reference"
+
+
+def test_the_choice_is_logged_once(caplog):
+    backends._say.cache_clear()
+    with caplog.at_level(logging.INFO, logger="kaleido_jax"), jax.sharding.use_abstract_mesh(mesh("tpu", "TPU v6e")):
+        resolve("auto", interpret=False)
+        resolve("auto", interpret=False)
+    assert [record.getMessage() for record in caplog.records] == [
+        "attention: backend pallas_tpu, because the mesh is of TPU v6e"
+    ]
+
+
+def test_unknown_backends_and_those_the_platform_lacks_are_errors():
+    with pytest.raises(ValueError, match="backend is 'flash'; expected one of auto, reference, pallas_tpu"):
+        attention(X, X, X, backend="flash")
+    with pytest.raises(ValueError, match=r"backend is 'pallas_tpu', which is compiled for tpu, but .* are cpu"):
+        jax.jit(lambda x: attention(x, x, x, backend="pallas_tpu"))(X)
+
+
+def test_bad_options_are_errors():
+    with pytest.raises(ValueError, match=r"scale is -1\.0; expected a number > 0"):
+        attention(X, X, X, scale=-1.0)
+    mask = TokenMask(np.ones(5, np.uint32), np.ones(4, np.uint32), width=1)
+    with pytest.raises(ValueError, match=r"mask.reads has shape \(5,\); expected \(4,\) or \(1, 4\)"):
+        attention(X, X, X, mask)
