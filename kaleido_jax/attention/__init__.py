@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from kaleido_jax.attention.backends import attend, resolve
 from kaleido_jax.attention.reference import Visibility
+from kaleido_jax.attention.sharded import Backend, merge, sharded
 from kaleido_jax.masks import TokenMask
 from kaleido_jax.typing import AnyArray
 
-__all__ = ["attention"]
+__all__ = ["attention", "merge", "sharded_attention"]
 
 _DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 
@@ -98,4 +102,51 @@ def attention(
     visibility = None if mask is None else _visibility(mask, q.shape[0], q.shape[1], k.shape[1])
     scale = q.shape[3] ** -0.5 if scale is None else scale
     out, lse = attend(q, k, v, visibility, scale, chosen, interpret)
+    return (out, lse) if return_lse else out
+
+
+def sharded_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: TokenMask | None = None,
+    *,
+    axis: str,
+    batch: Any = None,
+    heads: Any = None,
+    ulysses: int | None = None,
+    scale: float | None = None,
+    backend: str = "auto",
+    return_lse: bool = False,
+    interpret: bool = False,
+) -> Array | tuple[Array, Array]:
+    """`attention` with the tokens of queries, keys and mask divided along an axis of the mesh that is set.
+
+    Args (those that `attention` has not):
+      axis: the name of the mesh axis that divides the tokens. Lengths that it does not divide are filled up with tokens
+        that nobody reads.
+      batch, heads: the names of the mesh axes that divide the batch and the heads, or None.
+      ulysses: how many neighbours exchange tokens for heads; groups of them form a ring. 1 is a ring alone, the whole
+        axis Ulysses alone; None takes the largest number that divides both the axis and the key heads of a device.
+
+    Differentiable; results are those of `attention`, up to the order of sums.
+
+    Raises:
+      ValueError: (while tracing) as `attention`, or if no mesh with these axes is set, or ulysses divides neither the
+        axis nor the heads.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if axis not in mesh.axis_names:
+        raise ValueError(
+            f"attention: axis is {axis!r}; expected one of the mesh that is set (jax.set_mesh), "
+            f"which has {', '.join(mesh.axis_names) or 'none'}."
+        )
+    chosen = resolve(backend, interpret=interpret, manual=True)
+    _check_arrays(q, k, v)
+    _check_options(mask, scale)
+    visibility = None if mask is None else _visibility(mask, q.shape[0], q.shape[1], k.shape[1])
+    how = Backend(chosen, q.shape[3] ** -0.5 if scale is None else scale, interpret)
+    out, lse = sharded(
+        q, k, v, visibility, mesh=mesh, axis=axis, batch=batch, heads=heads, ulysses=ulysses, backend=how
+    )
     return (out, lse) if return_lse else out

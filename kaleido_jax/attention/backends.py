@@ -6,11 +6,13 @@ import functools
 import importlib
 import logging
 from types import ModuleType
-from typing import Any
 
 import jax
+from einops import rearrange
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AxisType
 
+from kaleido_jax.attention import reference
 from kaleido_jax.attention.reference import Visibility, reference_attention
 from kaleido_jax.typing import Array
 
@@ -47,11 +49,12 @@ def _divided() -> bool:
     )
 
 
-def resolve(backend: str, *, interpret: bool) -> str:
+def resolve(backend: str, *, interpret: bool, manual: bool = False) -> str:
     """The backend to use: the given one, or for "auto" the one for the devices of the mesh that is set.
 
     The mesh decides, not the host, so that a program can be compiled for devices that are not there (`jax.set_mesh`);
-    without a mesh it is the default device. The choice is logged once.
+    without a mesh it is the default device. The choice is logged once. manual: the program is, or will be, inside
+    shard_map, so that a kernel need not be divided by the compiler.
 
     Raises:
       ValueError: for an unknown backend, or one that the platform lacks.
@@ -62,7 +65,7 @@ def resolve(backend: str, *, interpret: bool) -> str:
     if backend == "auto":
         names = {kernel_platform: name for name, kernel_platform in KERNELS.items()}
         chosen = names.get("cuda" if platform == "gpu" else platform, "reference")
-        if chosen != "reference" and _divided():
+        if chosen != "reference" and not manual and _divided():
             chosen, reason = "reference", f"{reason}, and a kernel cannot be divided outside shard_map"
         _say(f"attention: backend {chosen}, because {reason}")
         return chosen
@@ -74,11 +77,52 @@ def resolve(backend: str, *, interpret: bool) -> str:
     return backend
 
 
-def attend(q: Array, k: Array, v: Array, visibility: Visibility | None, scale: float, backend: str, interpret: Any):
+def attend(q: Array, k: Array, v: Array, visibility: Visibility | None, scale: float, backend: str, interpret: bool):
     """Attention and its log-sum-exp by a resolved backend; arguments as those of `reference_attention`."""
     if backend == "reference":
         return reference_attention(q, k, v, visibility, scale)
     return _attend(q, k, v, visibility, scale, backend, interpret)
+
+
+def forward(q, k, v, visibility: Visibility | None, scale: float, backend: str, interpret: bool):
+    """`attend` without a gradient rule, for programs that have their own."""
+    if backend == "reference":
+        return reference_attention(q, k, v, visibility, scale)
+    return _kernels(backend).forward(q, k, v, visibility, scale, interpret=interpret)
+
+
+def backward(
+    q, k, v, visibility: Visibility | None, out, lse, d_out, d_lse, scale: float, backend: str, interpret: bool
+):
+    """The gradients of q, k and v. `out` and `lse` may be those over more keys than k, of which k is a part."""
+    if backend == "reference":
+        return _reference_backward(q, k, v, visibility, out, lse, d_out, d_lse, scale)
+    return _kernels(backend).backward(q, k, v, visibility, out, lse, d_out, d_lse, scale, interpret=interpret)
+
+
+def _reference_backward(q, k, v, visibility: Visibility | None, out, lse, d_out, d_lse, scale: float):
+    group = k.shape[2]
+    split = lambda x: rearrange(x, "b n (g r) d -> b g r n d", g=group)
+    split_rows = lambda x: rearrange(x, "b (g r) n -> b g r n", g=group)
+    heads_first = lambda x: rearrange(x, "b m g d -> b g m d")
+    dq, dk, dv = reference._backward(
+        split(q),
+        heads_first(k),
+        heads_first(v),
+        visibility,
+        split(out),
+        split_rows(lse),
+        split(d_out),
+        split_rows(d_lse),
+        scale,
+    )
+    tokens_first = lambda x: rearrange(x, "b g m d -> b m g d")
+    return rearrange(dq, "b g r n d -> b n (g r) d"), tokens_first(dk), tokens_first(dv)
+
+
+def named(results: tuple[Array, Array]) -> tuple[Array, Array]:
+    """Output and log-sum-exp by the name that checkpoint policies know; named where both are at hand, to keep both."""
+    return checkpoint_name(results, "attention")
 
 
 def _kernels(backend: str) -> ModuleType:
@@ -88,18 +132,16 @@ def _kernels(backend: str) -> ModuleType:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def _attend(q, k, v, visibility, scale, backend, interpret):
-    return _kernels(backend).forward(q, k, v, visibility, scale, interpret=interpret)
+    return forward(q, k, v, visibility, scale, backend, interpret)
 
 
 def _attend_forward(q, k, v, visibility, scale, backend, interpret):
-    out, lse = _attend(q, k, v, visibility, scale, backend, interpret)
+    out, lse = named(forward(q, k, v, visibility, scale, backend, interpret))
     return (out, lse), (q, k, v, visibility, out, lse)
 
 
 def _attend_backward(scale, backend, interpret, saved, cotangents):
-    q, k, v, visibility, out, lse = saved
-    gradients = _kernels(backend).backward(q, k, v, visibility, out, lse, *cotangents, scale, interpret=interpret)
-    return (*gradients, None)
+    return (*backward(*saved, *cotangents, scale, backend, interpret), None)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)

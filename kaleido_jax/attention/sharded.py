@@ -1,0 +1,215 @@
+"""Attention whose tokens are divided over devices: Ulysses, ring, and both at once.
+
+Ulysses (Jacobs et al. 2023) exchanges tokens for heads, so that a device has all tokens of some heads. Ring attention
+(Liu et al. 2023) keeps the queries at home while keys and values travel, with the bit vectors that say who may read
+them; results of the hops are merged by their log-sum-exp. One axis of devices can do both: groups of `ulysses`
+neighbours exchange heads, and the groups form a ring. All heads then need not divide the axis.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from kaleido_jax.attention import backends
+from kaleido_jax.attention.blocks import fill_blocks
+from kaleido_jax.attention.reference import NOTHING, Visibility
+from kaleido_jax.masks import EMPTY, TokenMask, block_summary
+from kaleido_jax.typing import Array, Bool, Float
+
+
+class Backend(NamedTuple):
+    """How a device computes its part."""
+
+    name: str
+    scale: float
+    interpret: bool
+
+
+class _Ring(NamedTuple):
+    axis: str
+    hops: int
+    route: tuple[tuple[int, int], ...]  # (from, to): where keys and values go next
+
+    def send(self, tree: Any) -> Any:
+        return jax.tree.map(lambda x: jax.lax.ppermute(x, self.axis, self.route), tree)
+
+
+def merge(
+    out: Float[Array, "b n h d"],
+    lse: Float[Array, "b h n"],
+    other: Float[Array, "b n h d"],
+    other_lse: Float[Array, "b h n"],
+) -> tuple[Float[Array, "b n h d"], Float[Array, "b h n"]]:
+    """Attention over two disjoint sets of keys from the attention over each, with their log-sum-exps.
+
+    Differentiable. A query that reads nothing in both stays at zeros and -1e30.
+    """
+    joint = jnp.logaddexp(lse, other_lse)
+    weight = lambda x: jnp.exp(x - joint).swapaxes(1, 2)[..., None]
+    merged = out.astype(jnp.float32) * weight(lse) + other.astype(jnp.float32) * weight(other_lse)
+    return merged.astype(out.dtype), joint
+
+
+def _something_visible(visibility: Visibility | None, queries: int, keys: int) -> Bool[Array, ""]:
+    if visibility is None:
+        return jnp.array(True)
+    reads, groups, q_sample, k_sample = visibility
+    mask = TokenMask(reads, groups, q_sample=q_sample, k_sample=k_sample)
+    return (block_summary(mask, queries, keys) != EMPTY).any()
+
+
+def _keys_of(k: Array, v: Array, visibility: Visibility | None) -> tuple[Array | None, ...]:
+    """What travels around a ring."""
+    return (k, v, *((None, None) if visibility is None else (visibility.groups, visibility.k_sample)))
+
+
+def _with_keys(visibility: Visibility | None, groups: Array | None, k_sample: Array | None) -> Visibility | None:
+    return None if visibility is None else visibility._replace(groups=groups, k_sample=k_sample)
+
+
+def _ring_forward(q, k, v, visibility: Visibility | None, backend: Backend, ring: _Ring):
+    def visit(results, keys):
+        k, v, *vectors = keys
+        here = _with_keys(visibility, *vectors)
+
+        def add(out, lse):
+            new, new_lse = backends.forward(q, k, v, here, backend.scale, backend.name, backend.interpret)
+            return merge(out, lse, new.astype(jnp.float32), new_lse)
+
+        visible = _something_visible(here, q.shape[1], k.shape[1])
+        return jax.lax.cond(visible, add, lambda *results: results, *results)
+
+    def hop(carry, _):
+        results, keys = carry
+        following = ring.send(keys)  # does not wait for the visit, so both may run at once
+        return (visit(results, keys), following), None
+
+    batch, n, heads, _ = q.shape
+    results = jnp.zeros(q.shape, jnp.float32), jnp.full((batch, heads, n), NOTHING, jnp.float32)
+    (results, keys), _ = jax.lax.scan(hop, (results, _keys_of(k, v, visibility)), length=ring.hops - 1)
+    out, lse = visit(results, keys)
+    return out.astype(q.dtype), lse
+
+
+def _ring_backward(q, k, v, visibility: Visibility | None, out, lse, d_out, d_lse, backend: Backend, ring: _Ring):
+    """The keys' gradients travel with the keys, and have come home after the last hop."""
+
+    def hop(carry, _):
+        dq, keys, gradients = carry
+        following = ring.send(keys)
+        k, v, *vectors = keys
+        here = _with_keys(visibility, *vectors)
+
+        def add(*sums):
+            more = backends.backward(
+                q, k, v, here, out, lse, d_out, d_lse, backend.scale, backend.name, backend.interpret
+            )
+            return tuple(x + y.astype(jnp.float32) for x, y in zip(sums, more, strict=True))
+
+        visible = _something_visible(here, q.shape[1], k.shape[1])
+        dq, *gradients = jax.lax.cond(visible, add, lambda *sums: sums, dq, *gradients)
+        return (dq, following, ring.send(tuple(gradients))), None
+
+    zeros = lambda x: jnp.zeros(x.shape, jnp.float32)
+    start = zeros(q), _keys_of(k, v, visibility), (zeros(k), zeros(v))
+    (dq, _, (dk, dv)), _ = jax.lax.scan(hop, start, length=ring.hops)
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _ring_attention(q, k, v, visibility, backend, ring):
+    return _ring_forward(q, k, v, visibility, backend, ring)
+
+
+def _ring_attention_forward(q, k, v, visibility, backend, ring):
+    out, lse = backends.named(_ring_forward(q, k, v, visibility, backend, ring))
+    return (out, lse), (q, k, v, visibility, out, lse)
+
+
+def _ring_attention_backward(backend, ring, saved, cotangents):
+    return (*_ring_backward(*saved, *cotangents, backend, ring), None)
+
+
+_ring_attention.defvjp(_ring_attention_forward, _ring_attention_backward)
+
+
+def local_attention(
+    q: Float[Array, "b n h d"],
+    k: Float[Array, "b m g d"],
+    v: Float[Array, "b m g d"],
+    visibility: Visibility | None,
+    backend: Backend,
+    *,
+    axis: str,
+    size: int,
+    ulysses: int,
+) -> tuple[Float[Array, "b n h d"], Float[Array, "b h n"]]:
+    """One device's part inside shard_map: its tokens of q, k, v and of the visibility's vectors.
+
+    axis, size: the axis of devices along which tokens are divided, and how many they are. ulysses: how many neighbours
+    exchange heads; it divides the axis and the key heads.
+    """
+    neighbours = [[first + i for i in range(ulysses)] for first in range(0, size, ulysses)]
+    exchange = functools.partial(jax.lax.all_to_all, axis_name=axis, axis_index_groups=neighbours, tiled=True)
+    if ulysses > 1:
+        gather = functools.partial(jax.lax.all_gather, axis_name=axis, axis=1, axis_index_groups=neighbours, tiled=True)
+        q, k, v = (exchange(x, split_axis=2, concat_axis=1) for x in (q, k, v))
+        visibility = jax.tree.map(gather, visibility)
+    hops = size // ulysses
+    if hops > 1:
+        route = tuple((device, (device + ulysses) % size) for device in range(size))
+        out, lse = _ring_attention(q, k, v, visibility, backend, _Ring(axis, hops, route))
+    else:
+        out, lse = backends.attend(q, k, v, visibility, backend.scale, backend.name, backend.interpret)
+    if ulysses > 1:
+        out, lse = exchange(out, split_axis=1, concat_axis=2), exchange(lse, split_axis=2, concat_axis=1)
+    return out, lse
+
+
+def sharded(
+    q: Float[Array, "b n h d"],
+    k: Float[Array, "b m g d"],
+    v: Float[Array, "b m g d"],
+    visibility: Visibility | None,
+    *,
+    mesh: Mesh | jax.sharding.AbstractMesh,
+    axis: str,
+    batch: Any,
+    heads: Any,
+    ulysses: int | None,
+    backend: Backend,
+) -> tuple[Float[Array, "b n h d"], Float[Array, "b h n"]]:
+    """`local_attention` over a mesh; lengths that the axis does not divide are filled up with tokens nobody reads."""
+    size = mesh.shape[axis]
+    key_heads = k.shape[2] // math.prod(mesh.shape[name] for name in _names(heads))
+    ulysses = math.gcd(key_heads, size) if ulysses is None else ulysses
+    if size % ulysses or key_heads % ulysses:
+        raise ValueError(
+            f"attention: ulysses is {ulysses}; expected a divisor of the {size} devices of {axis!r} and of the "
+            f"{key_heads} key heads of a device."
+        )
+    n, m = q.shape[1], k.shape[1]
+    if visibility is not None or m % size:
+        visibility = fill_blocks(visibility, n, m, size, size)
+    fill = lambda x: jnp.pad(x, ((0, 0), (0, -x.shape[1] % size), (0, 0), (0, 0)))
+    tokens = PartitionSpec(batch, axis, heads, None)
+    rows = jax.tree.map(lambda x: PartitionSpec(batch if x.shape[0] > 1 else None, axis), visibility)
+    compute = jax.shard_map(
+        functools.partial(local_attention, backend=backend, axis=axis, size=size, ulysses=ulysses),
+        mesh=mesh,
+        in_specs=(tokens, tokens, tokens, rows),
+        out_specs=(tokens, PartitionSpec(batch, heads, axis)),
+        check_vma=False,  # kernels do not say along which axes their results vary
+    )
+    out, lse = compute(fill(q), fill(k), fill(v), visibility)
+    return out[:, :n], lse[:, :, :n]
+
+
+def _names(axes: Any) -> tuple[str, ...]:
+    return () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
