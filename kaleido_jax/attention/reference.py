@@ -13,14 +13,20 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 # A finite stand-in for minus infinity: the score of an invisible pair and the log-sum-exp of a row that reads nothing.
 # Finite, so that merging two such rows (logaddexp, a difference of two) can never make a NaN.
 NOTHING = -1e30
 
-_BLOCK = 1024  # queries and keys of one block; a sequence no longer than this is one block
-_SCORES = 2**21  # scores held at a time: heads are taken together while their blocks stay below it
+# The name of what attention keeps for its backward pass, for the policies of jax.checkpoint.
+ATTENTION_NAME = "attention"
+
+# Lengths found by measuring on CPUs: the scores of a block, and the keys and values they are made of, stay in a cache.
+_BLOCK = 512  # queries or keys of one block of a long sequence
+_WHOLE = 1024  # a sequence no longer than this is a single block
+_SCORES = 2**18  # scores held at a time: short sequences take several heads together, as long as they stay below it
 
 
 class Visibility(NamedTuple):
@@ -42,8 +48,8 @@ class _Rows(NamedTuple):
 
 def _block_length(length: int) -> int:
     """The length of equal blocks that cover `length`; one block where it fits, else a multiple of 16 near _BLOCK."""
-    if length <= _BLOCK:
-        return max(length, 1)
+    if length <= _WHOLE:
+        return length
     blocks = math.ceil(length / _BLOCK)
     return 16 * math.ceil(length / (16 * blocks))
 
@@ -93,58 +99,66 @@ def _visible(queries: _Rows, keys: _Rows) -> Bool[Array, "n m"] | None:
     return functools.reduce(jnp.logical_and, visible) if visible else None
 
 
-def _scores(q: Float[Array, "r n d"], k: Float[Array, "m d"], scale, queries, keys) -> Float[Array, "r n m"]:
-    scores = _dot("rnd,md->rnm", q, k) * scale
-    visible = _visible(queries, keys)
-    return scores if visible is None else jnp.where(visible[None], scores, NOTHING)
+def _hide(scores: Float[Array, "n m"], visible: Bool[Array, "n m"] | None) -> Float[Array, "n m"]:
+    return scores if visible is None else jnp.where(visible, scores, NOTHING)
 
 
-def _finite(row: Float[Array, "r n"]) -> Float[Array, "r n"]:
+def _finite(row: Float[Array, " n"]) -> Float[Array, " n"]:
     """Zero where the row has read nothing: exp(NOTHING - 0) is 0, and exp(NOTHING - NOTHING) would be 1."""
     return jnp.where(row <= NOTHING / 2, 0.0, row)
 
 
-def _forward_block(q, queries: _Rows, k, v, keys: _Rows, scale: float):
-    """One block of queries over all blocks of keys: q [r, n, d]; k, v [blocks, m, d] -> out [r, n, d], lse [r, n]."""
+def _forward_block(q: Float[Array, "n d"], queries: _Rows, k, v, keys: _Rows, scale: float):
+    """One block of queries over all blocks of keys: k, v [blocks, m, d] -> out [n, d], lse [n].
+
+    The maximum is that of the unscaled scores: scaling is left to the pass that takes the exponential.
+    """
 
     def body(carry, block):
         highest, total, out = carry
         k, v, keys = block
-        scores = _scores(q, k, scale, queries, keys)
-        new = jnp.maximum(highest, scores.max(-1))
-        p = jnp.exp(scores - _finite(new)[..., None])
-        decay = jnp.exp(highest - new)
-        out = out * decay[..., None] + _dot("rnm,md->rnd", p.astype(v.dtype), v)
-        return (new, total * decay + p.sum(-1), out), None
+        scores = _hide(_dot("nd,md->nm", q, k), _visible(queries, keys))
+        new = jnp.maximum(highest, scores.max(1))
+        p = jnp.exp((scores - _finite(new)[:, None]) * scale)
+        decay = jnp.exp((highest - new) * scale)
+        out = out * decay[:, None] + _dot("nm,md->nd", p.astype(v.dtype), v)
+        return (new, total * decay + p.sum(1), out), None
 
-    start = (jnp.full(q.shape[:2], NOTHING), jnp.zeros(q.shape[:2]), jnp.zeros(q.shape))
+    start = (jnp.full(q.shape[0], NOTHING), jnp.zeros(q.shape[0]), jnp.zeros(q.shape))
     start = jax.tree.map(lambda x: x.astype(jnp.float32), start)
     (highest, total, out), _ = _scan(body, start, (k, v, keys))
-    total = jnp.where(total == 0.0, 1.0, total)
-    return (out / total[..., None]).astype(q.dtype), highest + jnp.log(total)
+    nothing = total == 0.0
+    out = out / jnp.where(nothing, 1.0, total)[:, None]
+    return out.astype(q.dtype), jnp.where(nothing, NOTHING, highest * scale + jnp.log(jnp.where(nothing, 1.0, total)))
 
 
-def _backward_block(q, queries: _Rows, d_out, lse, delta, k, v, keys: _Rows, dk, dv, scale: float):
-    """One block of queries over all blocks of keys: the queries' gradient, and dk and dv with its share added."""
+def _backward_block(q: Float[Array, "n d"], queries: _Rows, d_out, lse, delta, k, v, keys: _Rows, dk, dv, scale: float):
+    """One block of queries over all blocks of keys: the queries' gradient, and dk and dv with its share added.
+
+    Scores stand transposed here, keys x queries: four of the five products then contract adjacent axes, the fifth gives
+    the queries' gradient transposed, and XLA's CPU products run at full speed (a transposed left side halves it).
+    """
     lse = _finite(lse)
 
     def body(dq, block):
         k, v, keys, dk, dv = block
-        p = jnp.exp(_scores(q, k, scale, queries, keys) - lse[..., None])
-        dp = _dot("rnd,md->rnm", d_out, v)
-        ds = (p * (dp - delta[..., None]) * scale).astype(q.dtype)
-        dv = dv + _dot("rnm,rnd->md", p.astype(q.dtype), d_out)
-        dk = dk + _dot("rnm,rnd->md", ds, q)
-        return dq + _dot("rnm,md->rnd", ds, k), (dk, dv)
+        visible = _visible(queries, keys)
+        scores = _hide(_dot("md,nd->mn", k, q), None if visible is None else visible.T)
+        p = jnp.exp(scores * scale - lse[None])
+        ds = (p * (_dot("md,nd->mn", v, d_out) - delta[None])).astype(q.dtype)
+        dv = dv + _dot("mn,nd->md", p.astype(q.dtype), d_out)
+        dk = dk + _dot("mn,nd->md", ds, q)
+        return dq + _dot("md,mn->dn", k, ds), (dk, dv)
 
-    dq, (dk, dv) = _scan(body, jnp.zeros(q.shape, jnp.float32), (k, v, keys, dk, dv))
-    return dq.astype(q.dtype), dk, dv
+    dq, (dk, dv) = _scan(body, jnp.zeros(q.shape[::-1], jnp.float32), (k, v, keys, dk, dv))
+    return (dq.T * scale).astype(q.dtype), dk, dv
 
 
 class _Layout(NamedTuple):
-    """Static sizes: how many heads are taken together, and the lengths of the blocks."""
+    """Static sizes: key heads taken together, query heads that share a key head, and the lengths of blocks."""
 
     lanes: int
+    shared: int
     queries: int
     keys: int
 
@@ -153,25 +167,24 @@ def _layout(q: Float[Array, "b g r n d"], k: Float[Array, "b g m d"]) -> _Layout
     batch, groups, shared, n, _ = q.shape
     block_q, block_k = _block_length(n), _block_length(k.shape[2])
     most = max(1, _SCORES // (shared * block_q * block_k))
-    lanes = batch * groups
-    return _Layout(max(x for x in range(1, lanes + 1) if lanes % x == 0 and x <= most), block_q, block_k)
+    lanes = max(x for x in range(1, batch * groups + 1) if batch * groups % x == 0 and x <= most)
+    return _Layout(lanes, shared, block_q, block_k)
 
 
-def _split_rows(mask: Visibility | None, layout: _Layout, n: int, m: int) -> tuple[_Rows, _Rows]:
-    """The visibility of all blocks of queries [rows, blocks, block] and of keys [rows, blocks, block]."""
-    split_q = lambda x: None if x is None else jnp.moveaxis(_blocks(x, layout.queries, 1), 0, 1)
-    split_k = lambda x: None if x is None else jnp.moveaxis(_blocks(x, layout.keys, 1), 0, 1)
+def _split_rows(mask: Visibility | None, layout: _Layout, m: int) -> tuple[_Rows, _Rows]:
+    """The visibility of the blocks of queries and of keys, each [rows, blocks, block]."""
+    of_queries = lambda x: None if x is None else jnp.tile(_blocks(x, layout.queries, 1), layout.shared).swapaxes(0, 1)
+    of_keys = lambda x: None if x is None else _blocks(x, layout.keys, 1).swapaxes(0, 1)
     if mask is not None:  # filling up with zero bits makes a token that nobody reads
-        return _Rows(split_q(mask.reads), split_q(mask.q_sample), None), _Rows(
-            split_k(mask.groups), split_k(mask.k_sample), None
-        )
-    filled = m % layout.keys != 0
-    return _Rows(None, None, None), _Rows(None, None, split_k(jnp.ones((1, m), bool)) if filled else None)
+        queries = _Rows(of_queries(mask.reads), of_queries(mask.q_sample), None)
+        return queries, _Rows(of_keys(mask.groups), of_keys(mask.k_sample), None)
+    present = of_keys(jnp.ones((1, m), bool)) if m % layout.keys else None
+    return _Rows(None, None, None), _Rows(None, None, present)
 
 
-def _over_lanes(layout: _Layout, function, rows: tuple[_Rows, _Rows], batch: int, lanes):
+def _over_lanes(layout: _Layout, function, rows: tuple[_Rows, _Rows], lanes: tuple[Array, ...]):
     """Maps `function(queries, keys, *arrays)` over batch and key heads, the leading axes of every array in `lanes`."""
-    groups = lanes[0].shape[1]
+    batch, groups = lanes[0].shape[:2]
     lanes = jax.tree.map(lambda x: x.reshape((batch * groups,) + x.shape[2:]), lanes)
     row = jnp.arange(batch * groups, dtype=jnp.int32) // groups
 
@@ -182,8 +195,19 @@ def _over_lanes(layout: _Layout, function, rows: tuple[_Rows, _Rows], batch: int
     if layout.lanes == batch * groups:
         out = jax.vmap(lane)((row, *lanes))
     else:
-        out = jax.lax.map(lane, (row, *lanes), batch_size=layout.lanes)
+        out = jax.lax.map(lane, (row, *lanes), batch_size=layout.lanes if layout.lanes > 1 else None)
     return jax.tree.map(lambda x: x.reshape((batch, groups) + x.shape[1:]), out)
+
+
+def _query_blocks(x: Float[Array, "r n ..."], layout: _Layout) -> Float[Array, "blocks rows ..."]:
+    """Blocks of queries, those of all heads that share a key head one after the other."""
+    x = _blocks(x, layout.queries, 1)
+    return x.reshape((x.shape[0], layout.shared * layout.queries) + x.shape[3:])
+
+
+def _from_query_blocks(x: Float[Array, "blocks rows ..."], layout: _Layout, n: int) -> Float[Array, "r n ..."]:
+    """The inverse of _query_blocks."""
+    return _unblocks(x.reshape((x.shape[0], layout.shared, layout.queries) + x.shape[2:]), n, 1)
 
 
 def _forward(q, k, v, mask: Visibility | None, scale: float):
@@ -193,33 +217,33 @@ def _forward(q, k, v, mask: Visibility | None, scale: float):
     def lane(queries: _Rows, keys: _Rows, q, k, v):
         k, v = _blocks(k, layout.keys, 0), _blocks(v, layout.keys, 0)
         body = lambda _, block: (None, _forward_block(*block, k, v, keys, scale))
-        _, (out, lse) = _scan(body, None, (_blocks(q, layout.queries, 1), queries))
-        return _unblocks(out, n, 1), _unblocks(lse, n, 1)
+        _, (out, lse) = _scan(body, None, (_query_blocks(q, layout), queries))
+        return _from_query_blocks(out, layout, n), _from_query_blocks(lse, layout, n)
 
-    return _over_lanes(layout, lane, _split_rows(mask, layout, n, m), q.shape[0], (q, k, v))
+    return _over_lanes(layout, lane, _split_rows(mask, layout, m), (q, k, v))
 
 
 def _backward(q, k, v, mask: Visibility | None, out, lse, d_out, d_lse, scale: float):
     n, m = q.shape[3], k.shape[2]
     layout = _layout(q, k)
-    # The derivative of softmax subtracts sum(p * dp) = sum(out * d_out); that of the log-sum-exp adds p * d_lse.
-    delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), -1) - d_lse
 
-    def lane(queries: _Rows, keys: _Rows, q, k, v, d_out, lse, delta):
+    def lane(queries: _Rows, keys: _Rows, q, k, v, out, lse, d_out, d_lse):
         k, v = _blocks(k, layout.keys, 0), _blocks(v, layout.keys, 0)
 
         def body(carry, block):
-            dq, dk, dv = _backward_block(*block, k, v, keys, *carry, scale)
+            q, out, lse, d_out, d_lse, queries = block
+            # The derivative of softmax subtracts sum(p * dp) = sum(out * d_out); the log-sum-exp's adds p * d_lse.
+            delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), 1) - d_lse
+            dq, dk, dv = _backward_block(q, queries, d_out, lse, delta, k, v, keys, *carry, scale)
             return (dk, dv), dq
 
-        of_queries = lambda x: _blocks(x, layout.queries, 1)
         zero = jnp.zeros(k.shape, jnp.float32)
-        blocks = (of_queries(q), queries, of_queries(d_out), of_queries(lse), of_queries(delta))
-        (dk, dv), dq = _scan(body, (zero, zero), blocks)
-        return _unblocks(dq, n, 1), _unblocks(dk, m, 0).astype(k.dtype), _unblocks(dv, m, 0).astype(v.dtype)
+        rows = tuple(_query_blocks(x, layout) for x in (q, out, lse, d_out, d_lse))
+        (dk, dv), dq = _scan(body, (zero, zero), (*rows, queries))
+        dk, dv = _unblocks(dk * scale, m, 0).astype(k.dtype), _unblocks(dv, m, 0).astype(v.dtype)
+        return _from_query_blocks(dq, layout, n), dk, dv
 
-    rows = _split_rows(mask, layout, n, m)
-    return _over_lanes(layout, lane, rows, q.shape[0], (q, k, v, d_out, lse, delta))
+    return _over_lanes(layout, lane, _split_rows(mask, layout, m), (q, k, v, out, lse, d_out, d_lse))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -228,7 +252,8 @@ def _attend(q, k, v, mask, scale):
 
 
 def _attend_forward(q, k, v, mask, scale):
-    out, lse = _forward(q, k, v, mask, scale)
+    # Named here and not by callers: a policy that kept only what leaves attention would run it again for the lse.
+    out, lse = checkpoint_name(_forward(q, k, v, mask, scale), ATTENTION_NAME)
     return (out, lse), (q, k, v, mask, out, lse)
 
 

@@ -11,12 +11,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from kaleido_jax.attention import attention
 from kaleido_jax.layout import TokenLayout
-from kaleido_jax.models.layers import MLP, LayerNorm, Linear, Remat, RMSNorm, layer_norm, per_segment, scan, stack
+from kaleido_jax.models.layers import (
+    KEEP_PRODUCTS,
+    MLP,
+    LayerNorm,
+    Linear,
+    Remat,
+    RMSNorm,
+    layer_norm,
+    per_segment,
+    scan,
+    stack,
+)
 from kaleido_jax.models.wan.config import WanConfig
 from kaleido_jax.rope import apply_rotary, rotary_angles
 from kaleido_jax.table import TokenTable
@@ -69,7 +79,7 @@ class SelfAttention(nnx.Module):
     ) -> tuple[Float[Array, "b n c"], Any]:
         q, k = self.query_norm(self.query(x)), self.key_norm(self.key(x))
         out, state = attend(self.split(q), self.split(k), self.split(self.value(x)), table, rope, state)
-        return self.out(checkpoint_name(out, "attention").reshape(x.shape)), state
+        return self.out(out.reshape(x.shape)), state
 
 
 class CrossAttention(SelfAttention):
@@ -95,7 +105,7 @@ class CrossAttention(SelfAttention):
             assert self.image_key is not None and self.image_value is not None and self.image_key_norm is not None
             k = self.image_key_norm(self.image_key(image))
             out = out + attention(q, self.split(k), self.split(self.image_value(image)))
-        return self.out(checkpoint_name(out, "attention").reshape(x.shape))
+        return self.out(out.reshape(x.shape))
 
 
 class Block(nnx.Module):
@@ -202,7 +212,7 @@ class WanTransformer(nnx.Module):
         attend: Attend = default_attend,
         state: Any = None,
         image: Float[Array, "b p e"] | None = None,
-        remat: Remat = False,
+        remat: Remat = KEEP_PRODUCTS,
     ) -> Any:
         """The velocity of the target segments' tokens.
 
@@ -215,7 +225,7 @@ class WanTransformer(nnx.Module):
             before rotation and rope the angles of `rope.rotary_angles`.
           state: what `attend` keeps, a pytree with a leading layer axis, or None.
           image: CLIP's image tokens, for a config with image_dim.
-          remat: as in `layers.scan`; the outputs of attention are named "attention" for policies.
+          remat: what the backward pass makes again rather than keeps, as in `layers.scan`.
 
         Returns:
           [b, tokens of the target segments, patch size * out_channels] in the dtype of `tokens`, channels inside a
