@@ -1,0 +1,1 @@
+"""Judging videos: what the procedural world knows of them, measured from pixels alone."""
