@@ -1,8 +1,7 @@
 """The miniature made tiny, for tests and first tries: well under a second a step on two CPU cores.
 
-    kaleido train configs/miniature_smoke.py --workdir runs/smoke train.steps=40 checkpoint.every=5
+kaleido train configs/miniature_smoke.py --workdir runs/smoke train.steps=40 checkpoint.every=5
 """
-
 
 from kaleido_jax.models.text import UMT5Config
 from kaleido_jax.models.wan import WanConfig

@@ -75,7 +75,8 @@ class Bundle:
 def parameters(module: nnx.Module) -> dict[str, Any]:
     """A module's parameters by dotted name, in sorted order."""
     flat = nnx.to_flat_state(nnx.state(module, nnx.Param))
-    return {".".join(map(str, path)): variable.get_value() for path, variable in sorted(flat, key=lambda item: str(item[0]))}
+    named = {".".join(map(str, path)): variable.get_value() for path, variable in flat}
+    return dict(sorted(named.items()))
 
 
 def merge(graph: nnx.GraphDef[M], values: Mapping[str, Array]) -> M:

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 def load(path: str | Path) -> Any:
-    """What `config()` of the Python file at `path` returns. Raises UsageError when there is no such file or function."""
+    """What `config()` of the Python file at `path` returns; UsageError when there is no such file or function."""
     path = Path(path)
     if not path.is_file():
         siblings = [str(p) for p in sorted(path.parent.glob("*.py"))] if path.parent.is_dir() else []
@@ -67,7 +67,7 @@ def dotted_fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """"; did you mean ...?" with the nearest of the known names, or nothing if none is near."""
+    """ "; did you mean ...?" with the nearest of the known names, or nothing if none is near."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
 
@@ -115,7 +115,8 @@ def from_json(cls: type[T], values: Mapping[str, Any], where: str = "config") ->
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
     """`value` out of JSON as the type `hint`: nested dataclasses and tuples, everything else as it is."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
+    is_union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+    options = typing.get_args(hint) if is_union else (hint,)
     for option in options:
         if dataclasses.is_dataclass(option) and isinstance(value, Mapping):
             return from_json(typing.cast(type, option), value, where)

@@ -24,8 +24,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.config} describes a {type(experiment).__name__}; kaleido train runs an Experiment")
     experiment = config.override(experiment, args.overrides)
 
-    from kaleido_jax.training.miniature import prepare
     from kaleido_jax.training.loop import train
+    from kaleido_jax.training.miniature import prepare
     from kaleido_jax.training.signals import Signals
 
     with Signals() as signals:

@@ -62,7 +62,7 @@ class Checkpoints:
             _sync(self.folder)
         except (OSError, ValueError) as error:
             shutil.rmtree(partial, ignore_errors=True)
-            raise StorageError(f"the checkpoint of step {step} could not be written to {self.folder}: {error}") from error
+            raise StorageError(f"checkpoint {step} could not be written to {self.folder}: {error}") from error
         for old in self.steps()[: -self.keep]:
             self._clean(self.folder / f"{old:08d}")
 

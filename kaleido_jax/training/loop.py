@@ -117,7 +117,8 @@ class Training:
             self.metrics.write(step, numbers | {"seconds": self.seconds, "steps_per_second": rate})
         mean = float(np.mean([value["loss"] for value in values]))
         rate = self._rate.steps_per_second
-        left = 60 * self.config.minutes - self.seconds if self.config.minutes else (self.config.steps - self.step) / rate
+        by_steps = (self.config.steps - self.step) / rate
+        left = 60 * self.config.minutes - self.seconds if self.config.minutes else by_steps
         report(f"step {self.step}: loss {mean:.4f}, {rate:.2f} steps/s, {self.progress:.1%}, {duration(left)} left")
         self._pending.clear()
         self._window = time.monotonic()

@@ -38,9 +38,7 @@ class OptimizerConfig:
             raise ValueError(f"optimizer.ema_decay must be in [0, 1), got {self.ema_decay}")
 
 
-def learning_rate(
-    config: OptimizerConfig, step: Float[Array, ""], progress: Float[Array, ""]
-) -> Float[Array, ""]:
+def learning_rate(config: OptimizerConfig, step: Float[Array, ""], progress: Float[Array, ""]) -> Float[Array, ""]:
     """Linear warm-up over steps, times half a cosine over progress in [0, 1] down to `final_fraction` of the peak."""
     warmup = jnp.minimum(1.0, (step + 1.0) / max(config.warmup_steps, 1))
     cosine = 0.5 * (1.0 + jnp.cos(math.pi * jnp.clip(progress, 0.0, 1.0)))
@@ -57,9 +55,7 @@ def direction(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def _decayed(parameters: dict[str, dict[str, jax.Array]]) -> dict[str, dict[str, bool]]:
-    return {
-        part: {name: NOT_DECAYED.search(name) is None for name in leaves} for part, leaves in parameters.items()
-    }
+    return {part: {name: NOT_DECAYED.search(name) is None for name in leaves} for part, leaves in parameters.items()}
 
 
 def average(ema: Float[Array, "..."], parameter: Float[Array, "..."], decay: Float[Array, ""]) -> Float[Array, "..."]:

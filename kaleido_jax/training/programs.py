@@ -45,7 +45,7 @@ class Programs:
         return self._run("evaluate", step.evaluation_losses, (weights, batch), batch)
 
     def generate(self, weights: Parameters, batch: Batch, empty: tuple[Array, Array], key: Key[Array, ""]) -> Array:
-        """Latents of one sample for each prompt and references of the batch; `empty` is the empty prompt's (ids, length)."""
+        """One sample's latents for each entry of the batch; `empty` is the empty prompt's (ids, length)."""
         return self._run("generate", generate, (weights, batch, empty, key), batch)
 
     def encode(self, pixels: Array) -> Array:
@@ -84,7 +84,9 @@ class Programs:
         )
 
 
-def encode_pixels(weights: dict[str, Array], pixels: Array, *, graph: nnx.GraphDef[WanVAE]) -> Float[Array, "b f h w z"]:
+def encode_pixels(
+    weights: dict[str, Array], pixels: Array, *, graph: nnx.GraphDef[WanVAE]
+) -> Float[Array, "b f h w z"]:
     """Normalised latents of uint8 clips."""
     return merge(graph, weights).encode(pixels.astype(jnp.float32) / 127.5 - 1.0)
 

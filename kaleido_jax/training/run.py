@@ -21,7 +21,7 @@ from kaleido_jax.models.vae import WanVAE
 from kaleido_jax.models.wan import WanTransformer
 from kaleido_jax.training.checkpoint import Checkpoints
 from kaleido_jax.training.experiment import Experiment
-from kaleido_jax.training.metrics import duration, report
+from kaleido_jax.training.metrics import Rate, duration, report
 from kaleido_jax.training.programs import Programs
 from kaleido_jax.training.sources import CachedSource, Source, WorldSource
 from kaleido_jax.training.state import Batch, TrainState, create
@@ -112,14 +112,16 @@ class Run:
     def write_caches(self, stopped: Callable[[], bool]) -> None:
         """Encode what the latent cache lacks; continues where it was stopped."""
         data = self.experiment.data
-        for split, samples in (("heldout", data.heldout), ("train", data.samples)):
-            began, first = time.monotonic(), [0]
+        for split, samples in (("heldout", data.heldout), ("train", data.samples if data.source == "latents" else 0)):
+            shards = Rate()
+            began = time.monotonic()
 
-            def progress(done: int, total: int) -> None:
-                first[0] = first[0] or done
-                seconds = time.monotonic() - began
-                left = seconds * max(total - done, 0) / max(done - first[0] + 1, 1)
-                report(f"encoded {done} of {total} {split} samples, about {duration(left)} left")
+            def progress(done: int, total: int, split: str = split, shards: Rate = shards) -> None:
+                nonlocal began
+                shards.add(time.monotonic() - began)
+                began = time.monotonic()
+                left = max(total - done, 0) / self._shard_size / shards.steps_per_second
+                report(f"encoded {min(done, total)} of {total} {split} samples, {duration(left)} left")
 
             write_cache(
                 self.cache_folder(split),

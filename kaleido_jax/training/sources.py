@@ -34,7 +34,9 @@ class CachedSource:
 
     def __post_init__(self) -> None:
         if not self.batches_per_epoch:
-            raise ValueError(f"{len(self.cache)} cached samples do not fill a batch of {self.size} of equal reference count")
+            raise ValueError(
+                f"{len(self.cache)} cached samples do not fill a batch of {self.size} with one reference count"
+            )
 
     @property
     def batches_per_epoch(self) -> int:

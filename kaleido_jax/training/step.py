@@ -1,7 +1,7 @@
 """One training step: noise the video, predict the velocity, follow the gradient; nothing changes if it is not finite.
 
-Pure functions of (parameters, batch, random seed); what is static (the layout, the networks' graphs, the config) is bound
-once for each bucket, see `kaleido_jax.training.loop`.
+Pure functions of (parameters, batch, random seed); what is static (layout, networks' graphs, config) is bound once for
+each bucket, see `kaleido_jax.training.programs`.
 """
 
 from dataclasses import dataclass
@@ -141,8 +141,6 @@ def evaluation_losses(
 
     def at(time: Float[Array, ""]) -> Float[Array, "b"]:
         times = jnp.broadcast_to(time, batch.indices.shape)
-        return sample_losses(
-            parameters, batch, times, noise, networks=networks, experiment=experiment, layout=layout
-        )
+        return sample_losses(parameters, batch, times, noise, networks=networks, experiment=experiment, layout=layout)
 
     return jax.lax.map(at, jnp.asarray(EVALUATION_TIMES, jnp.float32)).T

@@ -75,7 +75,9 @@ def test_what_is_absent_is_never_read(network):
     assert base.shape == (3, 24, 12)
 
     absent = np.arange(3)[None] >= np.asarray([[1], [2], [3]])
-    changed = [p + 100.0 * jnp.asarray(absent[:, i], jnp.float32)[:, None, None, None, None] for i, p in enumerate(pictures)]
+    changed = [
+        p + 100.0 * jnp.asarray(absent[:, i], jnp.float32)[:, None, None, None, None] for i, p in enumerate(pictures)
+    ]
     padded = np.arange(TEXT)[None] >= np.asarray([[2], [5], [1]])
     other = text + 100.0 * jnp.asarray(padded, jnp.float32)[:, :, None]
     np.testing.assert_array_equal(network(kaleido.tokens(video, changed, CONFIG.patch), made, other, bucket), base)

@@ -95,7 +95,9 @@ def test_the_optimizer_is_torchs_adamw_with_clipping():
         eps=1e-8,
     )
     for step in range(5):
-        gradients = [random.normal(size=p.shape).astype(np.float32) * (10.0 if step == 2 else 0.1) for p in (kernel, bias)]
+        gradients = [
+            random.normal(size=p.shape).astype(np.float32) * (10.0 if step == 2 else 0.1) for p in (kernel, bias)
+        ]
         with jax.numpy_dtype_promotion("standard"):
             directions, moments = optimizer.direction(config).update(
                 {"net": {"kernel": jnp.asarray(gradients[0]), "bias": jnp.asarray(gradients[1])}}, moments, ours
