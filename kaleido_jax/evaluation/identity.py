@@ -9,7 +9,7 @@ from kaleido_jax.evaluation.matching import Artist, backdrop, refine, search
 
 FRAMES = 5  # looked at, spread over the video
 FINALISTS = 7  # compared in detail
-ANGLES = np.arange(8) * (2 * np.pi / 8)
+ANGLES = np.arange(12) * (2 * np.pi / 12)
 
 
 def identity_scores(artist: Artist, video: np.ndarray, candidates: Sequence[Identity]) -> np.ndarray:

@@ -25,12 +25,13 @@ from PIL import Image
 from kaleido_jax.data.sprites import Identity, Pose, Sprite, place
 from kaleido_jax.data.world import World
 
-COARSE, FINE = 8, 16  # pixels along a subject: to find it, and to tell it from others
+COARSE, FINE = 8, 12  # pixels along a subject: to find it, and to tell it from others
 SIZES = 0.14 * 1.18 ** np.arange(11)  # of subjects looked for, as shares of the frame's height
 POSES = (Pose(gait=0.25, reach=0.5), Pose(gait=0.75, reach=0.5))
 FINE_POSES = (*POSES, Pose(gait=0.0), Pose(bend=0.1), Pose(bend=-0.1))
 UNKNOWN = 0.3  # squared distance of colours, whose channels are 0 to 1
 STATIC = 0.3  # what the cost of a pixel that never changes is multiplied by
+REST = 0.3  # weight, in a search, of what else in the window is no background: a part of a subject is not the whole
 NOISE = 0.01  # squared distance that is there even in a perfect match
 OUTSIDE = 0.3  # a subject's middle is at least this share of its size inside the frame
 
@@ -152,7 +153,7 @@ def windows(frame: np.ndarray, backdrop: np.ndarray, size: float, detail: int, *
 
     Args:
         backdrop: the median of all frames of the video.
-        near: only windows within 2 to 3 pixels of this place; otherwise those that a subject may be in the middle of.
+        near: only windows within 2 pixels of this place; otherwise those that a subject may be in the middle of.
     """
     tall, wide = frame.shape[:2]
     height, width = max(round(detail / size), 3), max(round(detail / size * wide / tall), 3)
@@ -169,8 +170,8 @@ def windows(frame: np.ndarray, backdrop: np.ndarray, size: float, detail: int, *
         rows, columns = np.arange(edge, height + 1 - edge), np.arange(edge, width + 1 - edge)
     else:
         row, column = int(near.y * height), int(near.x * width)
-        rows = np.arange(max(row - 2, 0), min(row + 3, height) + 1)
-        columns = np.arange(max(column - 2, 0), min(column + 3, width) + 1)
+        rows = np.arange(max(row - 1, 0), min(row + 2, height) + 1)
+        columns = np.arange(max(column - 1, 0), min(column + 2, width) + 1)
     view = np.lib.stride_tricks.sliding_window_view(layers, (2 * half, 2 * half), axis=(0, 1)).transpose(0, 1, 3, 4, 2)
     view = view[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     view = view.reshape(-1, *view.shape[2:])
@@ -206,8 +207,9 @@ def gains(seen: Windows, templates: Templates) -> np.ndarray:
     area = flat(np.ascontiguousarray(seen.colour[..., 3])) @ opacity
     off = flat(seen.square) @ opacity + flat(seen.colour) @ subject
     without = flat(seen.without) @ opacity
-    noise = NOISE * area + 1e-6
-    return area * np.log((without + noise) / (np.maximum(off, 0) + noise)) / (2 * templates.detail**2)
+    rest = REST * (flat(seen.without).sum(1, keepdims=True) - without)
+    without, off = without + rest, np.maximum(off, 0) + rest
+    return _gain(area, without, off, templates.detail)
 
 
 def backdrop(video: np.ndarray) -> np.ndarray:
@@ -239,16 +241,32 @@ def search(frame: np.ndarray, still: np.ndarray, templates: Templates, *, best: 
 
 
 def refine(artist: Artist, frame: np.ndarray, still: np.ndarray, identity: Identity, near: Place) -> Place:
-    """The best place of `identity` close to one that a search has found, judged in more detail."""
+    """The best place of `identity` close to one that a search has found, judged in more detail.
+
+    A pixel that no pose explains (a limb that is elsewhere) is counted as unknown, not as infinitely wrong.
+    """
     angles = near.angle + np.array([-0.25, 0.0, 0.25])
     templates = artist.templates([identity], detail=FINE, angles=angles, poses=FINE_POSES)
+    opacity = templates.opacity[:, None]
+    subject = templates.colour / np.maximum(templates.opacity[..., None], 1 / 255)
     places = []
-    for size in near.size * np.array([0.86, 0.93, 1.0, 1.07, 1.15]):
+    for size in near.size * np.array([0.85, 0.92, 1.0, 1.09]):
         seen = windows(frame, still, size, FINE, near=near)
-        scores = gains(seen, templates) * size**2
-        at, template = divmod(int(scores.argmax()), scores.shape[1])
-        places.append(_place(seen, at, size, templates, template, float(scores[at, template])))
+        inside = opacity * seen.colour[None, ..., 3]  # [n, p, w, w]
+        # |I - S|^2 for all pairs, from its three terms.
+        off = seen.square[None] + np.square(subject).sum(-1)[:, None]
+        off -= 2 * np.einsum("pabc,nabc->npab", seen.colour[..., :3], subject, optimize=False)
+        off = (inside * np.clip(off, 0, UNKNOWN)).sum((2, 3))
+        without = (inside * seen.without[None]).sum((2, 3))
+        scores = _gain(inside.sum((2, 3)), without, off, FINE) * size**2
+        template, at = divmod(int(scores.argmax()), scores.shape[1])
+        places.append(_place(seen, at, size, templates, template, float(scores[template, at])))
     return max(places, key=lambda place: place.gain)
+
+
+def _gain(area: np.ndarray, without: np.ndarray, off: np.ndarray, detail: int) -> np.ndarray:
+    noise = NOISE * area + 1e-6
+    return area * np.log((without + noise) / (np.maximum(off, 0) + noise)) / (2 * detail**2)
 
 
 def _place(seen: Windows, at: int, size: float, templates: Templates, template: int, gain: float) -> Place:

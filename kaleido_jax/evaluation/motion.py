@@ -7,10 +7,10 @@ import numpy as np
 from kaleido_jax.data.drawing import between, chance, generator
 from kaleido_jax.data.motions import MOTIONS, draw_path
 from kaleido_jax.data.sprites import Identity
-from kaleido_jax.evaluation.matching import Artist, Place, backdrop, search
+from kaleido_jax.evaluation.matching import Artist, Place, backdrop, refine, search
 
 ANGLES = np.arange(12) * (2 * np.pi / 12)
-PLACES = 12  # considered in each frame
+PLACES = 3  # considered in each frame
 PATHS = 500  # drawn of each motion, to compare with
 # Moves between frames and departures from a path that count as much as each other: shares of the frame, a factor, radians.
 MOVE, GROWTH, TURN = 0.06, 0.15, 0.5
@@ -24,7 +24,10 @@ def follow(artist: Artist, video: np.ndarray, identity: Identity) -> list[Place]
     """
     templates = artist.templates([identity], angles=ANGLES)
     still = backdrop(video)
-    frames = [search(frame, still, templates, best=PLACES)[0] for frame in video]
+    frames = [
+        [refine(artist, frame, still, identity, near) for near in search(frame, still, templates, best=PLACES)[0]]
+        for frame in video
+    ]
     state = [np.array([(p.x, p.y, np.log(p.size), p.angle, p.gain) for p in places]) for places in frames]
     scale = max(float(np.median([places[:, 4].max() for places in state])), 1e-9)
     total, steps = state[0][:, 4] / scale, []
