@@ -5,9 +5,11 @@
 
 import ast
 import importlib.util
+import inspect
 import pathlib
 import re
 import shlex
+import textwrap
 import tomllib
 from collections.abc import Iterator
 
@@ -29,10 +31,11 @@ BLOCK = re.compile(r"^ *```(?:bash|sh)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 
 
 def docstring_commands(path: pathlib.Path) -> list[list[str]]:
-    """The commands in the docstring of a program or configuration: indented lines, as in tools/lock.py."""
-    docstring = ast.get_docstring(ast.parse(path.read_text()), clean=False) or ""
-    lines = re.findall(r"^    ((?:kaleido|python) (?:.*\\\n)*.*)$", docstring, re.MULTILINE)
-    return commands("```bash\n" + "\n".join(lines) + "\n```\n")
+    """The commands in the docstring of a program or configuration: paragraphs of their own, as in tools/lock.py."""
+    docstring = inspect.cleandoc(ast.get_docstring(ast.parse(path.read_text())) or "")
+    paragraphs = [textwrap.dedent(paragraph) for paragraph in docstring.split("\n\n")]
+    shown = [paragraph for paragraph in paragraphs if re.match(r"(kaleido|python) ", paragraph)]
+    return commands("```bash\n" + "\n".join(shown) + "\n```\n")
 
 
 def commands(text: str) -> list[list[str]]:

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "docs" / "pictures"
 SMOOTH = 4  # outlines are drawn this much larger, then shrunk
-# Picture, outlines in its pixels (four numbers: the box of an ellipse; more: the corners of a polygon), side of the result.
+# Picture, outlines in its pixels (four numbers: the box of an ellipse; more: a polygon), side of the result.
 CUTS = {
     "cup.png": ("coffee.png", [(80, 52, 479, 386), (173, 17, 408, 212)], 256),
     "shuttle.png": (

@@ -18,7 +18,9 @@ TINY_CONFIG = BundleConfig(
     name="tiny",
     method="kaleido",
     scheme="shift-wh",
-    transformer=WanConfig(dim=32, ffn_dim=48, heads=2, layers=2, in_channels=4, out_channels=4, text_dim=16, freq_dim=32),
+    transformer=WanConfig(
+        dim=32, ffn_dim=48, heads=2, layers=2, in_channels=4, out_channels=4, text_dim=16, freq_dim=32
+    ),
     vae=VAEConfig(
         z_dim=4,
         base_dim=8,

@@ -65,7 +65,9 @@ class Convolution(nnx.Module):
     """A convolution that sees the present and the past: `kernel` [time, height, width, in, out] and `bias` [out]."""
 
     def __init__(self, n_in: int, n_out: int, size: tuple[int, int, int], rngs: nnx.Rngs, *, zero: bool = False):
-        self.kernel = nnx.Param(jnp.zeros((*size, n_in, n_out), jnp.float32)) if zero else _kernel(rngs, *size, n_in, n_out)
+        self.kernel = (
+            nnx.Param(jnp.zeros((*size, n_in, n_out), jnp.float32)) if zero else _kernel(rngs, *size, n_in, n_out)
+        )
         self.bias = nnx.Param(jnp.zeros((n_out,), jnp.float32))
 
     def apply(self, x: Video, stride: int = 1) -> Video:
@@ -164,9 +166,7 @@ def average_down(x: Video, channels: int, temporal: int, spatial: int, begins: b
     """Parameter-free shortcut of an encoder stage: pixels become channels, of which groups are averaged."""
     if begins and temporal > 1:
         x = jnp.pad(x, ((0, 0), (temporal - 1, 0), (0, 0), (0, 0), (0, 0)))
-    x = rearrange(
-        x, "b (f t) (h p) (w q) c -> b f h w (c t p q)", t=temporal, p=spatial, q=spatial
-    )
+    x = rearrange(x, "b (f t) (h p) (w q) c -> b f h w (c t p q)", t=temporal, p=spatial, q=spatial)
     return reduce(x, "b f h w (c group) -> b f h w c", "mean", c=channels)
 
 

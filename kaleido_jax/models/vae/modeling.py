@@ -211,7 +211,9 @@ class WanVAE(nnx.Module):
         for name, size in zip(("height", "width"), video.shape[2:4], strict=True):
             if size % factor or size == 0:
                 lower = max(size // factor * factor, factor)
-                raise ValueError(f"{name} is {size}; it must be a multiple of {factor}, such as {lower} or {lower + factor}")
+                raise ValueError(
+                    f"{name} is {size}; it must be a multiple of {factor}, such as {lower} or {lower + factor}"
+                )
 
 
 def _in_chunks(coder: Encoder | Decoder, x: Array, chunk: int | None) -> Array:

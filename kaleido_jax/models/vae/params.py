@@ -169,9 +169,7 @@ def from_torch(tensors: Mapping[str, Any], config: VAEConfig, layout: Layout = "
 
 def to_torch(parameters: Mapping[str, Any], config: VAEConfig, layout: Layout = "diffusers") -> dict[str, np.ndarray]:
     """The inverse of `from_torch`."""
-    return {
-        entry.name: entry.to_torch(np.asarray(parameters[ours])) for ours, entry in mapping(config, layout).items()
-    }
+    return {entry.name: entry.to_torch(np.asarray(parameters[ours])) for ours, entry in mapping(config, layout).items()}
 
 
 def flatten(vae: WanVAE) -> dict[str, jax.Array]:
@@ -195,7 +193,10 @@ def build(config: VAEConfig, parameters: Mapping[str, Any]) -> WanVAE:
             problems.append(f"{name} has shape {tuple(parameters[name].shape)}, expected {leaf.shape}")
     if problems:
         raise ValueError(f"{len(problems)} problems in VAE parameters: " + "; ".join(problems))
-    filled = [(path, leaf.replace(jax.numpy.asarray(parameters[name]))) for name, (path, leaf) in zip(names, leaves, strict=True)]
+    filled = [
+        (path, leaf.replace(jax.numpy.asarray(parameters[name])))
+        for name, (path, leaf) in zip(names, leaves, strict=True)
+    ]
     return nnx.merge(graphdef, nnx.from_flat_state(filled))
 
 
