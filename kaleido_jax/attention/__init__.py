@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from kaleido_jax.attention.backends import attend, resolve
-from kaleido_jax.attention.reference import Visibility
+from kaleido_jax.attention.reference import ATTENTION_NAME, Visibility
 from kaleido_jax.attention.sharded import Backend, merge, sharded
 from kaleido_jax.masks import TokenMask
 from kaleido_jax.typing import AnyArray
 
-__all__ = ["attention", "merge", "sharded_attention"]
+__all__ = ["ATTENTION_NAME", "attention", "merge", "sharded_attention"]
 
 _DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 

@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AxisType
 
 from kaleido_jax.attention import reference
-from kaleido_jax.attention.reference import Visibility, reference_attention
+from kaleido_jax.attention.reference import ATTENTION_NAME, Visibility, reference_attention
 from kaleido_jax.typing import Array
 
 # The modules of kernels, each with `forward` and `backward`, and the platform that each is compiled for.
@@ -122,7 +122,7 @@ def _reference_backward(q, k, v, visibility: Visibility | None, out, lse, d_out,
 
 def named(results: tuple[Array, Array]) -> tuple[Array, Array]:
     """Output and log-sum-exp by the name that checkpoint policies know; named where both are at hand, to keep both."""
-    return checkpoint_name(results, "attention")
+    return checkpoint_name(results, ATTENTION_NAME)
 
 
 def _kernels(backend: str) -> ModuleType:
