@@ -7,10 +7,12 @@ be given a number of steps or an amount of time, and a skipped step does not mov
 import math
 import re
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from jaxtyping import Array, Float
 
 # Parameters that weight decay leaves alone: gains, offsets, and tables that are added rather than multiplied.
@@ -19,8 +21,13 @@ NOT_DECAYED = re.compile(r"(bias|norm|scale|gamma|modulation|position|table|embe
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW's numbers; `learning_rate` is the peak, reached after `warmup_steps` and left on half a cosine."""
+    """`learning_rate` is the peak, reached after `warmup_steps` and left on half a cosine.
 
+    "muon" orthogonalises the updates of the blocks' matrices, scaled to the size of AdamW's so that learning rates carry
+    over (arXiv 2502.16982, section 2.2), and leaves everything else to AdamW.
+    """
+
+    kind: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-3
     warmup_steps: int = 100
     final_fraction: float = 0.02  # of the peak, at the end of the run
@@ -46,7 +53,21 @@ def learning_rate(config: OptimizerConfig, step: Float[Array, ""], progress: Flo
 
 
 def direction(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Everything of AdamW but the learning rate: parameters -= learning_rate * its output."""
+    """Everything of the optimizer but the learning rate: parameters -= learning_rate * its output."""
+    if config.kind == "muon":
+        return optax.chain(
+            optax.clip_by_global_norm(config.clip_norm),
+            optax.contrib.muon(
+                -1.0,  # optax's updates are to be added
+                beta=0.95,
+                eps=config.epsilon,
+                weight_decay=config.weight_decay,
+                adam_b1=config.beta1,
+                adam_b2=config.beta2,
+                muon_weight_dimension_numbers=_matrices,
+                consistent_rms=0.2,
+            ),
+        )
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
@@ -56,6 +77,15 @@ def direction(config: OptimizerConfig) -> optax.GradientTransformation:
 
 def _decayed(parameters: dict[str, dict[str, jax.Array]]) -> dict[str, dict[str, bool]]:
     return {part: {name: NOT_DECAYED.search(name) is None for name in leaves} for part, leaves in parameters.items()}
+
+
+def _matrices(parameters: Any) -> Any:
+    """Which axes of a stacked kernel [layers, in, out] are a matrix's; None for whatever is not one of the blocks'."""
+    axes = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+    return {
+        part: {name: axes if re.search(r"^blocks\..*kernel$", name) else None for name in leaves}
+        for part, leaves in parameters.items()
+    }
 
 
 def average(ema: Float[Array, "..."], parameter: Float[Array, "..."], decay: Float[Array, ""]) -> Float[Array, "..."]:

@@ -99,7 +99,8 @@ def train_step(
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 
     rate = optimizer.learning_rate(config, state.step.astype(jnp.float32), progress)
-    with jax.numpy_dtype_promotion("standard"):  # optax raises a Python float to an integer power
+    # optax raises a Python float to an integer power, and scales matrices by shapes of lower rank.
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         directions, moments = optimizer.direction(config).update(gradient, state.moments, state.parameters)
     parameters = jax.tree.map(lambda p, d: p - rate * d, state.parameters, directions)
     done = state.step.astype(jnp.float32)

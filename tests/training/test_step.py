@@ -126,3 +126,24 @@ def test_the_average_starts_at_the_parameters_and_follows_them():
     assert_equal(state.average, state.parameters)
     moved = optimizer.average(jnp.zeros(()), jnp.ones(()), jnp.asarray(0.75))
     assert float(moved) == pytest.approx(0.25)
+
+
+def test_muon_orthogonalises_the_blocks_matrices_and_leaves_the_rest_to_adamw():
+    """Singular values come out nearly equal and the root mean square is 0.2, that of an AdamW update (its paper)."""
+    muon = optimizer.OptimizerConfig(kind="muon", weight_decay=0.0, clip_norm=1e9)
+    random = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(random.normal(size=shape), jnp.float32)
+    gradient = {"net": {"blocks.a.kernel": draw(3, 16, 8), "blocks.a.bias": draw(3, 8), "head.kernel": draw(16, 8)}}
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        transformation = optimizer.direction(muon)
+        direction, _ = transformation.update(gradient, transformation.init(gradient), gradient)
+    for update, own in zip(direction["net"]["blocks.a.kernel"], gradient["net"]["blocks.a.kernel"]):
+        singular = np.linalg.svd(np.asarray(update), compute_uv=False)
+        # Five Newton-Schulz iterations bring singular values to within about 0.7 and 1.2 of a common value.
+        assert singular.max() / singular.min() < 1.9
+        assert np.sqrt(np.mean(np.square(update))) == pytest.approx(0.2, rel=0.15)
+        assert float(jnp.sum(update * own)) > 0
+    # The first step of Adam with Nesterov momentum moves every number by nearly the same amount, along the gradient.
+    for name in ("blocks.a.bias", "head.kernel"):
+        ratio = np.asarray(direction["net"][name] / jnp.sign(gradient["net"][name]))
+        assert ratio.min() > 0 and ratio.max() / ratio.min() < 1.01
