@@ -3,13 +3,13 @@
     python tools/evaluate_miniature.py --out runs/fidelity
     python tools/evaluate_miniature.py --real-only --out runs/fidelity_real
 
-For every case a video is made from one reference picture and a prompt, and another one from the same prompt and noise with the
-reference withheld. `kaleido_jax.evaluation.fidelity` says whether the subject is the right one of 16 (5 of the others share its
-dominant colour, 5 its silhouette), and whether motion and scene are those of the prompt; it says the same of the real rendering of the
-case, which shows its own error. The table has Wilson's 95 % intervals.
+For every case a video is made from one reference picture and a prompt, and another one from the same prompt and noise
+with the reference withheld. `kaleido_jax.evaluation.fidelity` says whether the subject is the right one of 16 (5 of
+the others share its dominant colour, 5 its silhouette), and whether motion and scene are those of the prompt; it says
+the same of the real rendering of the case, which shows its own error. The table has Wilson's 95 % intervals.
 
-The folder receives `verdicts.jsonl` (a line a video), `videos/` (PNG, frames side by side), `summary.json` and `sheet.png`. Run again with
-the same folder and options, it goes on where it was interrupted.
+The folder receives `verdicts.jsonl` (a line a video), `videos/` (PNG, frames side by side), `summary.json` and
+`sheet.png`. Run again with the same folder and options, it goes on where it was interrupted.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def parse() -> argparse.Namespace:
         "--withheld",
         choices=("blank", "absent", "skip"),
         default="blank",
-        help="instead of a reference: a white picture, no picture (which models are rarely trained for), or do not measure it",
+        help="in place of the reference: a white picture, none (models are rarely trained for that), or skip it",
     )
     parser.add_argument("--real-only", action="store_true", help="judge real renderings only; no model is loaded")
     parser.add_argument("--sheet-rows", type=int, default=24, help="cases on the contact sheet")
@@ -139,7 +139,13 @@ class Store:
     def add(self, case: Case, condition: str, video: np.ndarray, verdict: dict) -> None:
         if condition != REAL:
             Image.fromarray(np.concatenate(list(video), axis=1)).save(self._video(case, condition))
-        entry = {"case": case.number, "condition": condition, "prompt": case.sample.prompt, "answer": case.answer, **verdict}
+        entry = {
+            "case": case.number,
+            "condition": condition,
+            "prompt": case.sample.prompt,
+            "answer": case.answer,
+            **verdict,
+        }
         with self._lines.open("a") as file:
             file.write(json.dumps(entry) + "\n")
         self.verdicts[case.number, condition] = entry
@@ -160,7 +166,8 @@ class Store:
 def report(store: Store, conditions: list[str], cases: int) -> None:
     """Print the table and write the summary."""
     columns = {
-        condition: shares(store.verdicts[number, condition]["right"] for number in range(cases)) for condition in conditions
+        condition: shares(store.verdicts[number, condition]["right"] for number in range(cases))
+        for condition in conditions
     }
     print("| right | " + " | ".join(conditions) + " |")
     print("|---|" + "---|" * len(conditions))
@@ -177,12 +184,15 @@ def report(store: Store, conditions: list[str], cases: int) -> None:
 
 
 def sheet(store: Store, cases: Sequence[Case], condition: str) -> Image.Image:
-    """One row a case: reference, the judged frames, the real frames; marks say what is right (green) and wrong (red)."""
+    """One row a case: reference, the judged frames, the real frames; marks say what is right (green) and wrong
+    (red)."""
     height, width, gap, label = *cases[0].sample.video.shape[1:3], 4, 16
     shown = np.unique(np.linspace(0, len(cases[0].sample.video) - 1, SHEET_FRAMES).round().astype(int))
     groups = [condition] if condition == REAL else [condition, REAL]
     columns = 1 + len(groups) * len(shown)
-    picture = Image.new("RGB", (columns * (width + gap) + gap * len(groups), len(cases) * (height + label + gap)), "white")
+    picture = Image.new(
+        "RGB", (columns * (width + gap) + gap * len(groups), len(cases) * (height + label + gap)), "white"
+    )
     draw = ImageDraw.Draw(picture)
     for row, case in enumerate(cases):
         top = row * (height + label + gap)

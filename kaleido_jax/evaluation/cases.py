@@ -1,4 +1,4 @@
-"""What is asked of a model when its fidelity is measured: one held-out subject, one reference, one motion, one named scene."""
+"""What a model is asked when its fidelity is measured: one held-out subject and reference, one motion, one scene."""
 
 from dataclasses import dataclass
 
@@ -41,10 +41,11 @@ class Case:
 
 
 def fidelity_case(world: World, number: int) -> Case:
-    """Case `number` of an endless list: motions and scenes take turns, everything else is drawn from the held-out split.
+    """Case `number` of an endless list: motions take turns, everything else is drawn from the held-out split.
 
-    Of the 15 others, 5 share the subject's dominant colour and 5 its silhouette. The prompt may name colour, texture or kind,
-    as every prompt of the world does; the reference has the world's usual styles (cut out, or before something else).
+    Of the 15 others, 5 share the subject's dominant colour and 5 its silhouette. The prompt may name colour, texture
+    or kind, as every prompt of the world does; the reference has the world's usual styles (cut out, or before
+    something else).
     """
     rng = generator(0xF1D, world.seed, number)
     subject = world.identity(2 * int(rng.random() * 2**52) + 1)

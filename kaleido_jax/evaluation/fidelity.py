@@ -1,7 +1,8 @@
 """Does a video show the subject of the reference, doing what the prompt says, where it says?
 
-Judged from the video's pixels and the world's ground truth (what every candidate looks like): never from the features of a model,
-nor from how the real video was drawn. The judge's own errors are measured on real renderings of the same cases.
+Judged from the video's pixels and the world's ground truth (what every candidate looks like): never from the features
+of a model, nor from how the real video was drawn. The judge's own errors are measured on real renderings of the same
+cases.
 """
 
 from collections.abc import Iterable
@@ -49,7 +50,9 @@ class FidelityJudge:
         """
         expected = case.sample.video.shape
         if video.dtype != np.uint8 or video.shape != expected:
-            raise ValueError(f"video is {video.dtype} {list(video.shape)}; it must be uint8 {list(expected)}, as the case's own.")
+            raise ValueError(
+                f"video is {video.dtype} {list(video.shape)}; it must be uint8 {list(expected)}, as the case's own."
+            )
         candidate = int(identity_scores(self._artist, video, case.candidates).argmax())
         track = follow(self._artist, video, case.candidates[case.answer])
         motion = self._motion(track)
@@ -62,4 +65,6 @@ def shares(verdicts: Iterable[dict[str, bool]]) -> dict[str, Share]:
     """How many are right, for each question and for all three at once."""
     rows = list(verdicts)
     count = lambda test: Share(sum(map(test, rows)), len(rows))
-    return {name: count(lambda row: row[name]) for name in QUESTIONS} | {"all three": count(lambda row: all(row.values()))}
+    return {name: count(lambda row: row[name]) for name in QUESTIONS} | {
+        "all three": count(lambda row: all(row.values()))
+    }

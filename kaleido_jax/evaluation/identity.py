@@ -15,7 +15,8 @@ ANGLES = np.arange(12) * (2 * np.pi / 12)
 def identity_scores(artist: Artist, video: np.ndarray, candidates: Sequence[Identity]) -> np.ndarray:
     """How well each candidate explains a video uint8 `[f, h, w, 3]`; the largest is the one that it shows.
 
-    All candidates are searched for in `FRAMES` frames; the best few are then matched in more detail where they were found.
+    All candidates are searched for in `FRAMES` frames; the best few are then matched in more detail where they were
+    found.
     Scores of the others are the largest negative ones: they only keep their order.
     """
     still = backdrop(video)
@@ -26,6 +27,8 @@ def identity_scores(artist: Artist, video: np.ndarray, candidates: Sequence[Iden
     scores = coarse - coarse.max() - 1.0
     for candidate in np.argsort(-coarse, kind="stable")[:FINALISTS].tolist():
         identity = candidates[candidate]
-        fine = [refine(artist, frame, still, identity, places[candidate][0]).gain for frame, places in zip(frames, found)]
+        fine = [
+            refine(artist, frame, still, identity, places[candidate][0]).gain for frame, places in zip(frames, found)
+        ]
         scores[candidate] = sum(max(gain, 0.0) for gain in fine)
     return scores

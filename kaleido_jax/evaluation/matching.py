@@ -1,16 +1,16 @@
 """Finding a known subject in frames by what it looks like: template matching against "nothing is here".
 
-A template is a drawn pose of an identity, turned and mirrored, `detail` pixels long, in a window half as large again: colours S
-and opacity a. Two pictures compete in a window. With the subject, a pixel I is off by |I - S|^2. Without it, the pixel is
-background: it looks like the pixels on both sides of it, beyond the subject's reach, or else it is unknown, at the fixed cost
-`UNKNOWN`; what never changes in the video is held to be background more easily. With Gaussian noise of unknown strength in both,
-the log-likelihood ratio of the window is
+A template is a drawn pose of an identity, turned and mirrored, `detail` pixels long, in a window half as large again:
+colours S and opacity a. Two pictures compete in a window. With the subject, a pixel I is off by |I - S|^2. Without
+it, the pixel is background: it looks like the pixels on both sides of it, beyond the subject's reach, or else it is
+unknown, at the fixed cost `UNKNOWN`; what never changes in the video is held to be background more easily. With
+Gaussian noise of unknown strength in both, the log-likelihood ratio of the window is
 
     sum a / 2 * log(sum a (cost without) / sum a |I - S|^2),
 
-the "gain" of a place. Its sums are correlations, hence matrix products over all windows. Frames are shrunk to many sizes instead
-of templates: a subject that is `detail` pixels long in a shrunk frame has its size. Gains count in pixels of the frame, so that a
-large match outweighs a small one inside it.
+the "gain" of a place. Its sums are correlations, hence matrix products over all windows. Frames are shrunk to many
+sizes instead of templates: a subject that is `detail` pixels long in a shrunk frame has its size. Gains count in
+pixels of the frame, so that a large match outweighs a small one inside it.
 
 Nothing here sees a model, its features, or the path and poses that a video was drawn with.
 """
@@ -38,8 +38,8 @@ OUTSIDE = 0.3  # a subject's middle is at least this share of its size inside th
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a subject is in a frame: middle and size as shares of the frame's width, height and height, angle in radians
-    clockwise, whether it is mirrored, and the gain (see above)."""
+    """Where a subject is in a frame: middle and size as shares of the frame's width, height and height, angle in
+    radians clockwise, whether it is mirrored, and the gain (see above)."""
 
     x: float
     y: float
@@ -70,8 +70,8 @@ class Templates:
 
     @cached_property
     def matrices(self) -> tuple[np.ndarray, np.ndarray]:
-        """What a window's colours and inside (see `Frame.windows`) are multiplied by, `[w * w * 4, n]`, and its other channels,
-        `[w * w, n]`."""
+        """What a window's colours and inside (see `Windows`) are multiplied by, `[w * w * 4, n]`, and its other
+        channels, `[w * w, n]`."""
         energy = (self.colour**2).sum(-1, keepdims=True) / np.maximum(self.opacity[..., None], 1 / 255)
         layers = np.concatenate([-2 * self.colour, energy], axis=-1)
         subject, opacity = (x.reshape(len(x), -1).T for x in (layers, self.opacity))
@@ -98,7 +98,7 @@ class Artist:
         identities: Sequence[Identity],
         *,
         detail: int = COARSE,
-        angles: Sequence[float],
+        angles: Sequence[float] | np.ndarray,
         poses: Sequence[Pose] = POSES,
     ) -> Templates:
         """Every identity in every pose, mirrored or not, at every angle."""
@@ -115,7 +115,9 @@ class Artist:
                         placed = place(canvas, sprite, side / 2, side / 2, detail, angle, mirror)
                         if placed:
                             seen, (left, top) = placed
-                            opacity[top : top + seen.height, left : left + seen.width] = np.asarray(seen, np.float32) / 255
+                            opacity[top : top + seen.height, left : left + seen.width] = (
+                                np.asarray(seen, np.float32) / 255
+                            )
                         colours.append(np.asarray(canvas, np.float32) / 255)
                         opacities.append(opacity)
                         rows.append((owner, angle, mirror))
@@ -185,8 +187,8 @@ def _shrunk(picture: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _without_subject(colour: np.ndarray, distance: int) -> np.ndarray:
-    """What each pixel `[h, w]` costs when it is background: its squared distance from the less similar one of the pixels
-    `distance` away to the left and to the right, or from that of those above and below, whichever is smaller."""
+    """What each pixel `[h, w]` costs when it is background: its squared distance from the less similar one of the
+    pixels `distance` away to the left and to the right, or from that of those above and below, whichever is smaller."""
     cost = np.full(colour.shape[:2], UNKNOWN, np.float32)
     for axis in (0, 1):
         length = colour.shape[axis] - distance
@@ -218,7 +220,7 @@ def backdrop(video: np.ndarray) -> np.ndarray:
 
 
 def search(frame: np.ndarray, still: np.ndarray, templates: Templates, *, best: int = 1) -> list[list[Place]]:
-    """For each owner, its `best` places in a frame uint8 `[h, w, 3]`, the largest gain first; `still` is its `backdrop`.
+    """For each owner, its `best` places in a frame uint8 `[h, w, 3]`, largest gain first; `still` is the `backdrop`.
 
     Of places of one size that are closer than a quarter of it, only the best counts.
     """

@@ -12,7 +12,8 @@ from kaleido_jax.evaluation.matching import Artist, Place, backdrop, refine, sea
 ANGLES = np.arange(12) * (2 * np.pi / 12)
 PLACES = 3  # considered in each frame
 PATHS = 500  # drawn of each motion, to compare with
-# Moves between frames and departures from a path that count as much as each other: shares of the frame, a factor, radians.
+# Moves between frames and departures from a path that count as much as each other: shares of the frame, a factor,
+# radians.
 MOVE, GROWTH, TURN = 0.06, 0.15, 0.5
 
 

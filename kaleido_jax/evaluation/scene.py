@@ -1,7 +1,8 @@
 """Which of the world's scenes a video is set in: a small classifier of what is left when the subject is taken out.
 
-It is fitted when it is made, on plates that are painted for it alone, in a few seconds and the same way every time: colours on a
-coarse grid and how lively small patches are, random rectified features of those, and ridge regression to the names.
+It is fitted when it is made, on plates that are painted for it alone, in a few seconds and the same way every time:
+colours on a coarse grid and how lively small patches are, random rectified features of those, and ridge regression to
+the names.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ REACH = 0.62  # of a subject's size: what is hidden around its middle
 
 
 def background(video: np.ndarray, track: Sequence[Place]) -> np.ndarray:
-    """Float32 `[SIDE, SIDE, 3]`, 0 to 1: the median over frames of a video uint8 `[f, h, w, 3]` where the subject is not.
+    """Float32 `[SIDE, SIDE, 3]`, 0 to 1: the median over frames of a uint8 video `[f, h, w, 3]` outside the subject.
 
     What the subject always hides is filled with what is beside it.
     """
@@ -45,7 +46,7 @@ def _disc(x: float, y: float, radius: float, aspect: float) -> np.ndarray:
 
 
 def _filled(picture: np.ndarray, hole: np.ndarray) -> np.ndarray:
-    """The hole's pixels become the nearest ones of their row that are not in it (of the picture's mean where none is)."""
+    """The hole's pixels become the nearest ones of their row that are not in it or else the mean."""
     picture = picture.copy()
     for row in np.flatnonzero(hole.any(1)):
         out, known = np.flatnonzero(hole[row]), np.flatnonzero(~hole[row])
@@ -58,7 +59,7 @@ def _filled(picture: np.ndarray, hole: np.ndarray) -> np.ndarray:
 
 
 def _features(picture: np.ndarray) -> np.ndarray:
-    """Of a background `[SIDE, SIDE, 3]`: a grid of colours, and how much neighbours differ in each cell of a coarser one."""
+    """Of a background `[SIDE, SIDE, 3]`: a grid of colours, and how neighbours differ in cells of a coarser one."""
     cells = lambda x, count: x.reshape(count, SIDE // count, count, SIDE // count, -1).mean((1, 3))
     across = np.abs(np.diff(picture, axis=1, append=picture[:, -1:]))
     down = np.abs(np.diff(picture, axis=0, append=picture[-1:]))

@@ -3,7 +3,8 @@ import pytest
 from kaleido_jax.evaluation.intervals import Share
 
 
-# Published values of Wilson's 95 % interval (Newcombe 1998, Statistics in Medicine 17, table I: 81 of 263, 15 of 148, 0 of 20,
+# Published values of Wilson's 95 % interval (Newcombe 1998, Statistics in Medicine 17, table I: 81 of 263, 15 of 148,
+# 0 of 20,
 # 1 of 29), to their four decimals.
 @pytest.mark.parametrize(
     ("right", "total", "low", "high"),
