@@ -15,7 +15,7 @@ SMOOTH = 4  # outlines are drawn this much larger, then shrunk
 # Picture, outlines in its pixels (four numbers: the box of an ellipse; more: a polygon), side of the result.
 CUTS = {
     "cup.png": ("coffee.png", [(80, 52, 479, 386), (173, 17, 408, 212)], 256),
-    "shuttle.png": (
+    "rocket.png": (
         "astronaut.png",
         [
             (405, 7, 412, 0, 422, 0, 431, 9, 436, 32, 445, 37, 453, 56, 455, 228)
