@@ -30,6 +30,7 @@ M = TypeVar("M", bound=nnx.Module)
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
+SCALE = ".int8_scale"
 FORMAT = 1
 
 
@@ -92,7 +93,7 @@ def abstract(make: Callable[[], M]) -> tuple[nnx.GraphDef[M], dict[str, jax.Shap
 
 
 def save_bundle(folder: str | Path, bundle: Bundle, *, dtype: str = "float32") -> None:
-    """Write a model folder; it appears under its name only when it is whole. `dtype` is that of the stored weights."""
+    """Write a model folder; it appears under its name only when it is whole. `dtype` is as in `save_parameters`."""
     folder = Path(folder).absolute()
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     try:
@@ -157,9 +158,28 @@ def _document(path: Path) -> dict:
 
 
 def save_parameters(path: str | Path, values: Mapping[str, Array], *, dtype: str = "float32") -> None:
-    """Write parameters by dotted name; `dtype` "float16" halves the file and rounds to 11 bits."""
-    stored = {name: np.ascontiguousarray(np.asarray(value, dtype)) for name, value in values.items()}
+    """Write parameters by dotted name.
+
+    `dtype` "float16" halves the file and rounds to 11 bits; "int8" keeps large kernels as whole numbers up to 127 times a
+    float32 scale of each output, under the kernel's name and `SCALE`, and the rest as float16.
+    """
+    stored: dict[str, np.ndarray] = {}
+    for name, value in values.items():
+        array = np.asarray(value, np.float32)
+        if dtype == "int8" and array.ndim > 1 and array.shape[-2] >= 16:
+            scale = np.maximum(np.abs(array).max(axis=-2, keepdims=True), 1e-12) / 127.0
+            stored[name] = np.ascontiguousarray(np.round(array / scale).astype(np.int8))
+            stored[name + SCALE] = np.ascontiguousarray(scale.astype(np.float32))
+        else:
+            stored[name] = np.ascontiguousarray(array.astype("float16" if dtype == "int8" else dtype))
     safetensors.numpy.save_file(stored, str(path), metadata={"format": "kaleido_jax"})
+
+
+def _unscaled(stored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Stored tensors with int8 kernels multiplied by their scales."""
+    scaled = {name for name, value in stored.items() if value.dtype == np.int8 and name + SCALE in stored}
+    plain = {name: value for name, value in stored.items() if name.removesuffix(SCALE) not in scaled}
+    return plain | {name: stored[name].astype(np.float32) * stored[name + SCALE] for name in scaled}
 
 
 def load_module(path: str | Path, make: Callable[[], M]) -> M:
@@ -169,7 +189,7 @@ def load_module(path: str | Path, make: Callable[[], M]) -> M:
     """
     graph, wanted = abstract(make)
     try:
-        stored = safetensors.numpy.load_file(str(path))
+        stored = _unscaled(safetensors.numpy.load_file(str(path)))
     except (OSError, safetensors.SafetensorError) as error:
         raise InputError(f"the weights {path} cannot be read: {error}") from error
     problems = [f"{name} is missing" for name in wanted if name not in stored]

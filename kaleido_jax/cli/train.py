@@ -11,6 +11,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--export", metavar="FOLDER", help="do not train: write the newest checkpoint as a model folder"
     )
+    parser.add_argument(
+        "--dtype", default="float16", choices=("float32", "float16", "int8"), help="of --export's weights"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,6 +36,6 @@ def run(args: argparse.Namespace) -> int:
         if args.export:
             if not prepared.checkpoints.steps():
                 raise UsageError(f"there is no checkpoint in {args.workdir} to export")
-            prepared.export(prepared.restore()[0], args.export)
+            prepared.export(prepared.restore()[0], args.export, dtype=args.dtype)
             return 0
         return int(train(prepared, signals))

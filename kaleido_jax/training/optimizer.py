@@ -23,8 +23,8 @@ NOT_DECAYED = re.compile(r"(bias|norm|scale|gamma|modulation|position|table|embe
 class OptimizerConfig:
     """`learning_rate` is the peak, reached after `warmup_steps` and left on half a cosine.
 
-    "muon" orthogonalises the updates of the blocks' matrices, scaled to the size of AdamW's so that learning rates carry
-    over (arXiv 2502.16982, section 2.2), and leaves everything else to AdamW.
+    "muon" orthogonalises the updates of the blocks' matrices, scaled to the size of AdamW's so that learning rates
+    carry over (arXiv 2502.16982, section 2.2), and leaves everything else to AdamW.
     """
 
     kind: Literal["adamw", "muon"] = "adamw"
