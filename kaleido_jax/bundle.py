@@ -160,8 +160,8 @@ def _document(path: Path) -> dict:
 def save_parameters(path: str | Path, values: Mapping[str, Array], *, dtype: str = "float32") -> None:
     """Write parameters by dotted name.
 
-    `dtype` "float16" halves the file and rounds to 11 bits; "int8" keeps large kernels as whole numbers up to 127 times a
-    float32 scale of each output, under the kernel's name and `SCALE`, and the rest as float16.
+    `dtype` "float16" halves the file and rounds to 11 bits; "int8" keeps large kernels as whole numbers up to 127 times
+    a float32 scale of each output, under the kernel's name and `SCALE`, and the rest as float16.
     """
     stored: dict[str, np.ndarray] = {}
     for name, value in values.items():
