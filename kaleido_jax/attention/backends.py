@@ -17,7 +17,7 @@ from kaleido_jax.attention.reference import ATTENTION_NAME, Visibility, referenc
 from kaleido_jax.typing import Array
 
 # The modules of kernels, each with `forward` and `backward`, and the platform that each is compiled for.
-KERNELS = {"pallas_tpu": "tpu"}
+KERNELS = {"pallas_tpu": "tpu", "pallas_triton": "cuda"}
 BACKENDS = ("auto", "reference", *KERNELS)
 
 _log = logging.getLogger(__name__)

@@ -22,14 +22,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kaleido_jax.attention.blocks import (
-    FIRST,
-    VISITED,
-    WHOLE,
-    block_length,
-    block_lists,
-    fill_blocks,
-)
+from kaleido_jax.attention.blocks import FIRST, VISITED, WHOLE, block_length, block_lists, fill_blocks
 from kaleido_jax.attention.reference import NOTHING, Visibility
 from kaleido_jax.typing import Array, Float, Int32
 
@@ -199,20 +192,33 @@ def _walk(words: Any, transfers: Callable, mask_transfer: Callable, before: Call
     jax.lax.fori_loop(whole, visited, lambda i, _: step(i, True), None)
 
 
+def _transfers(head: Any, pairs: Any, mask_pair: Any, signals: Any, sizes: _Sizes) -> tuple[Callable, Callable]:
+    """The copies of a block into a slot: of what every visit needs of a head, and of the mask's vectors.
+
+    Each pair is (everything [batch, heads or none, blocks, ...] in HBM, buffer of two slots).
+    """
+    batch = pl.program_id(0)
+
+    def transfers(block, slot):
+        return [
+            pltpu.make_async_copy(everything.at[batch, head, block], buffer.at[slot], signals.at[slot, i])
+            for i, (everything, buffer) in enumerate(pairs)
+        ]
+
+    def mask_transfer(block, slot):
+        everything, buffer = mask_pair
+        row = batch if sizes.rows > 1 else 0
+        return pltpu.make_async_copy(everything.at[row, block], buffer.at[slot], signals.at[slot, len(pairs)])
+
+    return transfers, mask_transfer
+
+
 def _forward_kernel(words, q, q_rows, k_all, v_all, k_rows_all, *refs, sizes: _Sizes):
     """One block of queries of one head; refs are outputs and scratch."""
     out, lse, k_buffer, v_buffer, rows_buffer, columns, highest, total, summed, signals = refs
-    batch, group = pl.program_id(0), jax.lax.div(pl.program_id(1), sizes.shared)
-    row = batch if sizes.rows > 1 else 0
-
-    def transfers(block, slot):
-        return (
-            pltpu.make_async_copy(k_all.at[batch, group, block], k_buffer.at[slot], signals.at[slot, 0]),
-            pltpu.make_async_copy(v_all.at[batch, group, block], v_buffer.at[slot], signals.at[slot, 1]),
-        )
-
-    def mask_transfer(block, slot):
-        return pltpu.make_async_copy(k_rows_all.at[row, block], rows_buffer.at[slot], signals.at[slot, 2])
+    head = jax.lax.div(pl.program_id(1), sizes.shared)
+    pairs = ((k_all, k_buffer), (v_all, v_buffer))
+    transfers, mask_transfer = _transfers(head, pairs, (k_rows_all, rows_buffer), signals, sizes)
 
     def visit(slot, partial: bool):
         scores = _dot(q[...], k_buffer[slot], 1, 1)
@@ -244,17 +250,9 @@ def _forward_kernel(words, q, q_rows, k_all, v_all, k_rows_all, *refs, sizes: _S
 def _dq_kernel(words, q, d_out, statistics, q_rows, k_all, v_all, k_rows_all, *refs, sizes: _Sizes):
     """The gradient of one block of queries of one head."""
     dq, k_buffer, v_buffer, rows_buffer, columns, lse, delta, summed, signals = refs
-    batch, group = pl.program_id(0), jax.lax.div(pl.program_id(1), sizes.shared)
-    row = batch if sizes.rows > 1 else 0
-
-    def transfers(block, slot):
-        return (
-            pltpu.make_async_copy(k_all.at[batch, group, block], k_buffer.at[slot], signals.at[slot, 0]),
-            pltpu.make_async_copy(v_all.at[batch, group, block], v_buffer.at[slot], signals.at[slot, 1]),
-        )
-
-    def mask_transfer(block, slot):
-        return pltpu.make_async_copy(k_rows_all.at[row, block], rows_buffer.at[slot], signals.at[slot, 2])
+    head = jax.lax.div(pl.program_id(1), sizes.shared)
+    pairs = ((k_all, k_buffer), (v_all, v_buffer))
+    transfers, mask_transfer = _transfers(head, pairs, (k_rows_all, rows_buffer), signals, sizes)
 
     def visit(slot, partial: bool):
         key, value = k_buffer[slot], v_buffer[slot]
@@ -274,19 +272,9 @@ def _dq_kernel(words, q, d_out, statistics, q_rows, k_all, v_all, k_rows_all, *r
 def _dkv_kernel(words, k, v, k_rows, q_all, d_out_all, statistics_all, q_rows_all, *refs, sizes: _Sizes):
     """The gradients of one block of keys, from one of the query heads that read it; scores are keys x queries."""
     dk, dv, q_buffer, d_out_buffer, statistics_buffer, rows_buffer, columns, dk_sum, dv_sum, signals = refs
-    batch, head = pl.program_id(0), pl.program_id(1) * sizes.shared + pl.program_id(3)
-    row = batch if sizes.rows > 1 else 0
-
-    def transfers(block, slot):
-        return tuple(
-            pltpu.make_async_copy(everything.at[batch, head, block], buffer.at[slot], signals.at[slot, i])
-            for i, (everything, buffer) in enumerate(
-                ((q_all, q_buffer), (d_out_all, d_out_buffer), (statistics_all, statistics_buffer))
-            )
-        )
-
-    def mask_transfer(block, slot):
-        return pltpu.make_async_copy(q_rows_all.at[row, block], rows_buffer.at[slot], signals.at[slot, 3])
+    head = pl.program_id(1) * sizes.shared + pl.program_id(3)
+    pairs = ((q_all, q_buffer), (d_out_all, d_out_buffer), (statistics_all, statistics_buffer))
+    transfers, mask_transfer = _transfers(head, pairs, (q_rows_all, rows_buffer), signals, sizes)
 
     def visit(slot, partial: bool):
         query, d_out, statistics = q_buffer[slot], d_out_buffer[slot], statistics_buffer[slot]
@@ -336,6 +324,21 @@ def _buffer(*shape: int, dtype: Any) -> Any:
     return pltpu.VMEM((2, *shape), dtype)
 
 
+def _scratch(sizes: _Sizes, operands: _Operands) -> list[Any]:
+    """For the kernels that fetch keys: two slots, the mask's columns, two statistics and the sum of a query block."""
+    width, vectors, dtype = operands.q.shape[3], operands.q_rows.shape[2], operands.q.dtype
+    return [
+        _buffer(sizes.block_k, width, dtype=dtype),
+        _buffer(sizes.block_k, width, dtype=dtype),
+        _buffer(vectors, sizes.block_k, dtype=jnp.int32),
+        pltpu.VMEM((vectors, sizes.block_q, LANES), jnp.int32),
+        pltpu.VMEM((sizes.block_q, LANES), jnp.float32),
+        pltpu.VMEM((sizes.block_q, LANES), jnp.float32),
+        pltpu.VMEM((sizes.block_q, width), jnp.float32),
+        pltpu.SemaphoreType.DMA((2, 3)),
+    ]
+
+
 def _call(kernel: Callable, sizes: _Sizes, grid: tuple[int, ...], interpret: Any, **specs: Any) -> Callable:
     """A pallas_call whose steps may run on any core, except along a fourth axis, which sums."""
     semantics = ("parallel", "parallel", "parallel", "arbitrary")[: len(grid)]
@@ -363,7 +366,7 @@ def forward(
     operands, static = _prepare(q, k, v, visibility, scale, sizes)
     block_q, block_k, width = static.block_q, static.block_k, operands.q.shape[3]
     batch, heads, tokens, _ = operands.q.shape
-    blocks, vectors, dtype = tokens // block_q, operands.q_rows.shape[2], operands.q.dtype
+    blocks = tokens // block_q
     out, lse = _call(
         _forward_kernel,
         static,
@@ -382,19 +385,10 @@ def forward(
             pl.BlockSpec((None, None, None, 1, block_q), lambda b, h, i: (b, h, i, 0, 0)),
         ],
         out_shape=[
-            jax.ShapeDtypeStruct(operands.q.shape, dtype),
+            jax.ShapeDtypeStruct(operands.q.shape, operands.q.dtype),
             jax.ShapeDtypeStruct((batch, heads, blocks, 1, block_q), jnp.float32),
         ],
-        scratch_shapes=[
-            _buffer(block_k, width, dtype=dtype),
-            _buffer(block_k, width, dtype=dtype),
-            _buffer(vectors, block_k, dtype=jnp.int32),
-            pltpu.VMEM((vectors, block_q, LANES), jnp.int32),
-            pltpu.VMEM((block_q, LANES), jnp.float32),
-            pltpu.VMEM((block_q, LANES), jnp.float32),
-            pltpu.VMEM((block_q, width), jnp.float32),
-            pltpu.SemaphoreType.DMA((2, 3)),
-        ],
+        scratch_shapes=_scratch(static, operands),
     )(
         operands.by_query,
         operands.q,
@@ -449,16 +443,7 @@ def backward(
         ],
         out_specs=_tokens_spec(block_q, width),
         out_shape=jax.ShapeDtypeStruct(operands.q.shape, q.dtype),
-        scratch_shapes=[
-            _buffer(block_k, width, dtype=dtype),
-            _buffer(block_k, width, dtype=dtype),
-            _buffer(vectors, block_k, dtype=jnp.int32),
-            pltpu.VMEM((vectors, block_q, LANES), jnp.int32),
-            pltpu.VMEM((block_q, LANES), jnp.float32),
-            pltpu.VMEM((block_q, LANES), jnp.float32),
-            pltpu.VMEM((block_q, width), jnp.float32),
-            pltpu.SemaphoreType.DMA((2, 3)),
-        ],
+        scratch_shapes=_scratch(static, operands),
     )(
         operands.by_query,
         operands.q,

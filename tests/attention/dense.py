@@ -4,6 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
+from kaleido_jax.attention.reference import Visibility
+from kaleido_jax.masks import TokenMask
+
 
 def problem(seed, *, batch=2, queries, keys, heads=4, key_heads=2, head_dim=64, dtype="float32"):
     """q, k, v and the cotangents of the output and of its log-sum-exp, in the layout of `attention`."""
@@ -12,6 +15,28 @@ def problem(seed, *, batch=2, queries, keys, heads=4, key_heads=2, head_dim=64, 
     q = draw(batch, queries, heads, head_dim)
     k, v = draw(batch, keys, key_heads, head_dim), draw(batch, keys, key_heads, head_dim)
     return (q, k, v), (draw(batch, queries, heads, head_dim), draw(batch, heads, queries).astype("float32"))
+
+
+def random_mask(seed, queries, keys, *, batch=2):
+    """Runs of tokens of one group; some queries read nothing, some everything, some keys are read by nobody."""
+    rng = np.random.default_rng(seed)
+    groups = np.uint32(1) << np.sort(rng.integers(0, 6, size=(batch, keys))).astype(np.uint32)
+    reads = np.sort(rng.integers(0, 64, size=(batch, queries)), axis=1).astype(np.uint32)
+    reads[:, queries // 3 : queries // 2] = 63
+    reads[:, 3:6], groups[:, 5:9] = 0, 0
+    sample = lambda tokens: np.sort(rng.integers(-1, 2, size=tokens)).astype(np.int32)
+    return TokenMask(reads, groups, q_sample=sample(queries), k_sample=sample(keys), width=6)
+
+
+def visibility_of(mask):
+    """A mask in the form that backends take: rows of vectors, padding queries without a bit."""
+    if mask is None:
+        return None
+    rows = lambda x: None if x is None else jnp.atleast_2d(jnp.asarray(x))
+    vectors = Visibility(rows(mask.reads), rows(mask.groups), rows(mask.q_sample), rows(mask.k_sample))
+    if vectors.q_sample is None:
+        return vectors
+    return vectors._replace(reads=jnp.where(vectors.q_sample < 0, jnp.uint32(0), vectors.reads))
 
 
 def dense_attention(inputs, cotangents, mask, scale):

@@ -26,6 +26,8 @@ def test_auto_follows_the_mesh_not_the_host():
         assert resolve("auto", interpret=False) == "pallas_tpu"
         lowered = jax.jit(attention).trace(X, X, X).lower(lowering_platforms=("tpu",))
         assert "tpu_custom_call" in lowered.as_text()
+    with jax.sharding.use_abstract_mesh(mesh("gpu", "NVIDIA H100 80GB HBM3")):
+        assert resolve("auto", interpret=False) == "pallas_triton"
     with jax.sharding.use_abstract_mesh(mesh("cpu", "cpu")):
         assert resolve("auto", interpret=False) == "reference"
 

@@ -18,37 +18,15 @@ from kaleido_jax.attention import attention, pallas_tpu
 from kaleido_jax.attention.pallas_tpu import BlockSizes
 from kaleido_jax.attention.reference import Visibility
 from kaleido_jax.masks import TokenMask
-from tests.attention.dense import assert_close, dense_attention, problem
+from tests.attention.dense import assert_close, dense_attention, problem, random_mask, visibility_of
 
 SMALL = BlockSizes(128, 128)
-
-
-def random_mask(seed, queries, keys, *, batch=2, samples=True):
-    """Runs of tokens of one group; some queries read nothing, some everything, some keys are read by nobody."""
-    rng = np.random.default_rng(seed)
-    groups = np.uint32(1) << np.sort(rng.integers(0, 6, size=(batch, keys))).astype(np.uint32)
-    reads = np.sort(rng.integers(0, 64, size=(batch, queries)), axis=1).astype(np.uint32)
-    reads[:, queries // 3 : queries // 2] = 63
-    reads[:, 3:6], groups[:, 5:9] = 0, 0
-    if not samples:
-        return TokenMask(reads, groups, width=6)
-    sample = lambda tokens: np.sort(rng.integers(-1, 2, size=tokens)).astype(np.int32)
-    return TokenMask(reads, groups, q_sample=sample(queries), k_sample=sample(keys), width=6)
-
-
-def visibility_of(mask):
-    if mask is None:
-        return None
-    rows = lambda x: None if x is None else jnp.atleast_2d(jnp.asarray(x))
-    return Visibility(rows(mask.reads), rows(mask.groups), rows(mask.q_sample), rows(mask.k_sample))
 
 
 @functools.partial(jax.jit, static_argnames=("scale", "interpret"))
 def run(inputs, cotangents, mask, *, scale, interpret=True):
     """Forward and backward with blocks so small that there are several."""
     visibility = visibility_of(mask)
-    if mask is not None and mask.q_sample is not None:
-        visibility = visibility._replace(reads=jnp.where(visibility.q_sample < 0, jnp.uint32(0), visibility.reads))
     out, lse = pallas_tpu.forward(*inputs, visibility, scale, sizes=SMALL, interpret=interpret)
     gradients = pallas_tpu.backward(*inputs, visibility, out, lse, *cotangents, scale, sizes=SMALL, interpret=interpret)
     return out, lse, *gradients
