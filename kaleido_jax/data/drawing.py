@@ -13,6 +13,7 @@ import numpy as np
 
 T = TypeVar("T")
 Points = np.ndarray
+Number = int | float
 Colour = tuple[int, int, int]
 
 
@@ -26,7 +27,7 @@ def pick(rng: np.random.Generator, items: Sequence[T]) -> T:
     return items[int(rng.random() * len(items))]
 
 
-def weighted(rng: np.random.Generator, weights: dict[T, float]) -> T:
+def weighted(rng: np.random.Generator, weights: dict[T, Number]) -> T:
     """One key, likely in proportion to its value."""
     point = rng.random() * sum(weights.values())
     for item, weight in weights.items():
@@ -36,12 +37,12 @@ def weighted(rng: np.random.Generator, weights: dict[T, float]) -> T:
     return next(reversed(weights))
 
 
-def between(rng: np.random.Generator, low: float, high: float) -> float:
+def between(rng: np.random.Generator, low: Number, high: Number) -> float:
     """A uniform draw from [low, high)."""
     return low + (high - low) * rng.random()
 
 
-def chance(rng: np.random.Generator, probability: float) -> bool:
+def chance(rng: np.random.Generator, probability: Number) -> bool:
     return bool(rng.random() < probability)
 
 
@@ -50,12 +51,12 @@ def whole(rng: np.random.Generator, low: int, high: int) -> int:
     return low + int(rng.random() * (high - low + 1))
 
 
-def points(*pairs: tuple[float, float]) -> Points:
+def points(*pairs: tuple[Number, Number]) -> Points:
     return np.asarray(pairs, np.float64)
 
 
 def ellipse(
-    x: float, y: float, rx: float, ry: float, angle: float = 0.0, count: int = 28, power: float = 2.0
+    x: Number, y: Number, rx: Number, ry: Number, angle: Number = 0.0, count: int = 28, power: Number = 2.0
 ) -> Points:
     """A closed superellipse outline; power 2 is an ellipse, larger is boxier, 1 a diamond."""
     circle = _circle(count)
@@ -71,18 +72,18 @@ def _circle(count: int) -> Points:
     return np.stack([np.cos(turn), np.sin(turn)], 1)
 
 
-def box(x0: float, y0: float, x1: float, y1: float) -> Points:
+def box(x0: Number, y0: Number, x1: Number, y1: Number) -> Points:
     return points((x0, y0), (x1, y0), (x1, y1), (x0, y1))
 
 
-def rotated(outline: Points, angle: float, pivot: tuple[float, float] = (0.0, 0.0)) -> Points:
+def rotated(outline: Points, angle: Number, pivot: tuple[Number, Number] = (0.0, 0.0)) -> Points:
     """`outline` turned clockwise on the screen by `angle` radians about `pivot`."""
     cosine, sine = np.cos(angle), np.sin(angle)
     centre = np.asarray(pivot)
     return (outline - centre) @ np.array([[cosine, sine], [-sine, cosine]]) + centre
 
 
-def thick(line: Points, start: float, end: float, cap: bool = True) -> Points:
+def thick(line: Points, start: Number, end: Number, cap: bool = True) -> Points:
     """The closed outline of a line whose width goes from `start` to `end`, with a round tip if `cap`."""
     step = np.gradient(line, axis=0)
     normal = np.stack([-step[:, 1], step[:, 0]], 1) / np.maximum(np.linalg.norm(step, axis=1, keepdims=True), 1e-9)
@@ -96,24 +97,26 @@ def thick(line: Points, start: float, end: float, cap: bool = True) -> Points:
     return np.concatenate([left, tip, right])
 
 
-def curve(start: tuple[float, float], middle: tuple[float, float], end: tuple[float, float], count: int = 9) -> Points:
+def curve(
+    start: tuple[Number, Number], middle: tuple[Number, Number], end: tuple[Number, Number], count: int = 9
+) -> Points:
     """A quadratic Bezier curve."""
     t = np.linspace(0, 1, count)[:, None]
     return (1 - t) ** 2 * np.asarray(start) + 2 * t * (1 - t) * np.asarray(middle) + t**2 * np.asarray(end)
 
 
-def hsv(hue: float, saturation: float, value: float) -> Colour:
+def hsv(hue: Number, saturation: Number, value: Number) -> Colour:
     r, g, b = colorsys.hsv_to_rgb(hue % 1.0, min(max(saturation, 0.0), 1.0), min(max(value, 0.0), 1.0))
     return round(r * 255), round(g * 255), round(b * 255)
 
 
-def mixed(first: Colour, second: Colour, share: float) -> Colour:
+def mixed(first: Colour, second: Colour, share: Number) -> Colour:
     """`first` with `share` of `second` in it."""
     r, g, b = (round(a + (c - a) * share) for a, c in zip(first, second))
     return r, g, b
 
 
-def varied(rng: np.random.Generator, colour: Colour, amount: float) -> Colour:
+def varied(rng: np.random.Generator, colour: Colour, amount: Number) -> Colour:
     """`colour` moved by up to `amount` levels in each channel."""
     r, g, b = (min(max(round(c + between(rng, -amount, amount)), 0), 255) for c in colour)
     return r, g, b
@@ -143,4 +146,4 @@ def colour_indices(rgb: np.ndarray) -> np.ndarray:
 
 def colour_word(colour: Colour) -> str:
     """The word for a colour: that of the nearest anchor."""
-    return COLOUR_WORDS[int(colour_indices(np.asarray(colour)))]
+    return COLOUR_WORDS[int(colour_indices(np.asarray([colour]))[0])]

@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kaleido_jax.data.drawing import between, box, chance, curve, ellipse, pick, points, thick, whole
+from kaleido_jax.data.drawing import Number, between, box, chance, curve, ellipse, pick, points, thick, whole
 from kaleido_jax.data.silhouettes import ACCENT, BODY, DARK, LIGHT, SECOND, Part, Silhouette, _eyes
 
 
-def _wheel(x: float, y: float, radius: float, hub: int = LIGHT) -> list[Part]:
+def _wheel(x: Number, y: Number, radius: Number, hub: int = LIGHT) -> list[Part]:
     return [
         Part(ellipse(x, y, radius, radius), DARK),
         Part(ellipse(x, y, radius * 0.5, radius * 0.5, count=14), hub, inner=True),

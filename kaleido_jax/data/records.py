@@ -61,11 +61,15 @@ def to_batch(records: Sequence[Record]) -> Batch:
     shapes = {np.shape(record["video"]) for record in records}
     if len(shapes) != 1:
         raise ValueError(f"video has the shapes {sorted(shapes)} in one batch; a batch takes samples of one bucket.")
-    return {key: np.stack([np.asarray(record[key]) for record in records]) for key in records[0] if key != "prompt"} | {
-        "prompt": np.array([_text(record["prompt"]) for record in records])
-    }
+    batch = {key: np.stack([_array(record[key]) for record in records]) for key in records[0] if key != "prompt"}
+    return batch | {"prompt": np.array([_text(record["prompt"]) for record in records])}
+
+
+def _array(value) -> np.ndarray:
+    """A stored scalar comes back as a Python integer."""
+    return np.array(value, np.int32) if isinstance(value, int) else value
 
 
 def _text(prompt) -> str:
-    """A stored prompt comes back as bytes."""
+    """And a stored prompt as bytes."""
     return prompt.decode() if isinstance(prompt, bytes) else str(prompt)

@@ -6,7 +6,19 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from kaleido_jax.data.drawing import Colour, between, chance, ellipse, generator, hsv, mixed, pick, varied, whole
+from kaleido_jax.data.drawing import (
+    Colour,
+    Number,
+    between,
+    chance,
+    ellipse,
+    generator,
+    hsv,
+    mixed,
+    pick,
+    varied,
+    whole,
+)
 from kaleido_jax.data.photographs import Photographs
 from kaleido_jax.data.textures import smooth_noise
 
@@ -17,7 +29,7 @@ class Plate:
 
     picture: Image.Image
     name: str
-    ground: float | None
+    ground: Number | None
 
 
 class _Brush:
@@ -29,7 +41,7 @@ class _Brush:
         self.image = Image.new("RGB", (self.width, self.height))
         self.draw = ImageDraw.Draw(self.image)
 
-    def gradient(self, top: Colour, bottom: Colour, y0: float = 0.0, y1: float = 1.0) -> None:
+    def gradient(self, top: Colour, bottom: Colour, y0: Number = 0.0, y1: Number = 1.0) -> None:
         rows = max(round((y1 - y0) * self.height), 1)
         share = np.linspace(0, 1, rows)[:, None]
         colours = np.asarray(top) * (1 - share) + np.asarray(bottom) * share
@@ -43,15 +55,15 @@ class _Brush:
     def polygon(self, outline: np.ndarray, fill: Colour) -> None:
         self.draw.polygon((outline * [self.width, self.height]).ravel().tolist(), fill=fill)
 
-    def rectangle(self, x0: float, y0: float, x1: float, y1: float, fill: Colour) -> None:
+    def rectangle(self, x0: Number, y0: Number, x1: Number, y1: Number, fill: Colour) -> None:
         self.polygon(np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]]), fill)
 
-    def disc(self, x: float, y: float, radius: float, fill: Colour, flat: float = 1.0) -> None:
+    def disc(self, x: Number, y: Number, radius: Number, fill: Colour, flat: Number = 1.0) -> None:
         """A disc whose radius is a share of the height; `flat` shrinks it vertically."""
         self.polygon(ellipse(x, y, radius / self.aspect, radius * flat, count=22), fill)
 
     def hills(
-        self, rng: np.random.Generator, y: float, height: float, bumps: float, fill: Colour, sharp: bool = False
+        self, rng: np.random.Generator, y: Number, height: Number, bumps: Number, fill: Colour, sharp: bool = False
     ) -> None:
         x = np.linspace(0, 1, 33)
         wave = np.sin(2 * np.pi * (bumps * x + rng.random())) + 0.5 * np.sin(
@@ -66,7 +78,7 @@ class _Brush:
         top = y - height * (wave + 1.5) / 3
         self.polygon(np.concatenate([np.stack([x, top], 1), [[1, 1], [0, 1]]]), fill)
 
-    def cloud(self, rng: np.random.Generator, x: float, y: float, size: float, fill: Colour) -> None:
+    def cloud(self, rng: np.random.Generator, x: Number, y: Number, size: Number, fill: Colour) -> None:
         for i in range(4):
             self.disc(
                 x + (i - 1.5) * size * 0.8 / self.aspect,
@@ -77,7 +89,7 @@ class _Brush:
             )
 
 
-def _sky(rng: np.random.Generator, brush: _Brush, bottom: float, clouds: bool = True, sun: bool = True) -> None:
+def _sky(rng: np.random.Generator, brush: _Brush, bottom: Number, clouds: bool = True, sun: bool = True) -> None:
     kind = pick(rng, ("day", "day", "day", "dusk", "pale"))
     if kind == "day":
         hue = between(rng, 0.53, 0.6)

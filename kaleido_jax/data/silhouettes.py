@@ -9,6 +9,7 @@ from dataclasses import KW_ONLY, dataclass
 import numpy as np
 
 from kaleido_jax.data.drawing import (
+    Number,
     Points,
     between,
     box,
@@ -43,9 +44,9 @@ class Part:
     outline: Points
     fill: int = BODY
     _: KW_ONLY
-    pivot: tuple[float, float] = (0.0, 0.0)
-    swing: float = 0.0
-    phase: float = 0.0
+    pivot: tuple[Number, Number] = (0.0, 0.0)
+    swing: Number = 0.0
+    phase: Number = 0.0
     inner: bool = False
 
 
@@ -58,7 +59,7 @@ class Silhouette:
     parts: tuple[Part, ...]
 
 
-def _eyes(rng: np.random.Generator, x: float, y: float, spread: float, radius: float, count: int) -> list[Part]:
+def _eyes(rng: np.random.Generator, x: Number, y: Number, spread: Number, radius: Number, count: int) -> list[Part]:
     style = whole(rng, 0, 2)
     look = between(rng, -0.35, 0.35) * radius
     parts = []
@@ -86,7 +87,7 @@ def _eyes(rng: np.random.Generator, x: float, y: float, spread: float, radius: f
     return parts
 
 
-def _ears(rng: np.random.Generator, x: float, y: float, rx: float, ry: float) -> tuple[list[Part], str]:
+def _ears(rng: np.random.Generator, x: Number, y: Number, rx: Number, ry: Number) -> tuple[list[Part], str]:
     """Organs on top of a head of radii (rx, ry), and which kind they are."""
     kind = weighted(rng, {"cat": 3, "bear": 2, "rabbit": 2, "dog": 2, "horns": 1, "antennae": 1, "crest": 1, "none": 1})
     parts: list[Part] = []
@@ -162,7 +163,7 @@ def _ears(rng: np.random.Generator, x: float, y: float, rx: float, ry: float) ->
     return parts, kind
 
 
-def _face(rng: np.random.Generator, x: float, y: float, rx: float, ry: float) -> list[Part]:
+def _face(rng: np.random.Generator, x: Number, y: Number, rx: Number, ry: Number) -> list[Part]:
     parts = []
     count = weighted(rng, {1: 1, 2: 8, 3: 1})
     radius = rx * between(rng, 0.16, 0.27) * (1.5 if count == 1 else 1.0)
@@ -201,7 +202,7 @@ def _face(rng: np.random.Generator, x: float, y: float, rx: float, ry: float) ->
     return parts
 
 
-def _tail(rng: np.random.Generator, x: float, y: float, reach: float, side: int) -> list[Part]:
+def _tail(rng: np.random.Generator, x: Number, y: Number, reach: Number, side: int) -> list[Part]:
     kind = whole(rng, 0, 3)
     swing = between(rng, 0.25, 0.6)
     fill = pick(rng, (BODY, BODY, SECOND, ACCENT))
@@ -414,7 +415,7 @@ def polygon(rng: np.random.Generator) -> Silhouette:
 
 
 # Capital letters as strokes on a grid of 2 x 2 (x right, y down).
-_LETTERS: dict[str, tuple[tuple[tuple[float, float], ...], ...]] = {
+_LETTERS: dict[str, tuple[tuple[tuple[Number, Number], ...], ...]] = {
     "A": (((-0.7, 1), (0, -1), (0.7, 1)), ((-0.4, 0.3), (0.4, 0.3))),
     "C": (((0.6, -0.7), (0, -1), (-0.6, -0.5), (-0.6, 0.5), (0, 1), (0.6, 0.7)),),
     "E": (((0.6, -1), (-0.5, -1), (-0.5, 1), (0.6, 1)), ((-0.5, 0), (0.4, 0))),

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 from kaleido_jax.data.drawing import (
     COLOUR_WORDS,
     Colour,
+    Number,
     between,
     chance,
     colour_indices,
@@ -78,7 +79,7 @@ class Identity:
     accent: Colour
     light: Colour
     dark: Colour
-    outline: float
+    outline: Number
     line: Colour
 
 
@@ -88,12 +89,12 @@ class Pose:
     body, `squash` makes it wider than tall, `turn` (0 to 1) narrows it as if it looked away, `lift` swings each limb
     by an amount of its own."""
 
-    gait: float = 0.0
-    reach: float = 0.0
-    bend: float = 0.0
-    squash: float = 0.0
-    turn: float = 0.0
-    lift: tuple[float, ...] = ()
+    gait: Number = 0.0
+    reach: Number = 0.0
+    bend: Number = 0.0
+    squash: Number = 0.0
+    turn: Number = 0.0
+    lift: tuple[Number, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Sprite:
 
     picture: Image.Image
     alpha: Image.Image
-    box: tuple[float, float, float, float]
+    box: tuple[Number, Number, Number, Number]
 
     def scaled(self, reduction: int) -> tuple[Image.Image, Image.Image]:
         if reduction == 1:
@@ -166,7 +167,7 @@ def identity(number: int, photographs: bool) -> Identity:
     )  # fmt: skip
 
 
-def draw_pose(rng: np.random.Generator, strength: float = 1.0) -> Pose:
+def draw_pose(rng: np.random.Generator, strength: Number = 1.0) -> Pose:
     """A pose for a still picture; `strength` 0 is the rest pose."""
     return Pose(
         gait=rng.random(),
@@ -180,7 +181,7 @@ def draw_pose(rng: np.random.Generator, strength: float = 1.0) -> Pose:
 
 def _posed(silhouette: Silhouette, pose: Pose) -> list[np.ndarray]:
     """The outlines of all parts in `pose`; limbs that share a pivot move together."""
-    limbs: dict[tuple[float, float], float] = {}
+    limbs: dict[tuple[Number, Number], float] = {}
     outlines = []
     for part in silhouette.parts:
         outline = part.outline
@@ -258,7 +259,7 @@ class Painter:
 
 
 def place(
-    canvas: Image.Image, sprite: Sprite, x: float, y: float, height: float, angle: float = 0.0, mirror: bool = False
+    canvas: Image.Image, sprite: Sprite, x: Number, y: Number, height: Number, angle: Number = 0.0, mirror: bool = False
 ) -> tuple[Image.Image, tuple[int, int]] | None:
     """Pastes `sprite` into `canvas` with the middle of its box at pixel (x, y).
 
@@ -275,7 +276,8 @@ def place(
     unit = height / max(x1 - x0, y1 - y0, 1e-3)  # pixels per unit of the square
     reduction = max(int(sprite.picture.width / 2 / unit / 1.15), 1)
     picture, alpha = sprite.scaled(reduction)
-    per_unit = picture.width / 2
+    # Not picture.width / 2: a width that the reduction does not divide is rounded up.
+    per_unit = sprite.picture.width / reduction / 2
     half_x, half_y = (x1 - x0) / 2 * unit + 1, (y1 - y0) / 2 * unit + 1
     cosine, sine = float(np.cos(angle)), float(np.sin(angle))
     reach_x, reach_y = abs(half_x * cosine) + abs(half_y * sine), abs(half_x * sine) + abs(half_y * cosine)

@@ -7,6 +7,7 @@ from PIL import Image, ImageDraw
 
 from kaleido_jax.data.drawing import (
     Colour,
+    Number,
     between,
     chance,
     ellipse,
@@ -71,7 +72,7 @@ def draw_texture(rng: np.random.Generator, photographs: bool) -> Texture:
     return Texture(kind=kind, colours=draw_colours(rng), seed=int(rng.random() * 2**52))
 
 
-def _grid(size: int, angle: float, cx: float = 0.0, cy: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+def _grid(size: int, angle: Number, cx: Number = 0.0, cy: Number = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """Rotated coordinates in [-1, 1] as float32 `[size, size]` each."""
     axis = np.linspace(-1, 1, size, dtype=np.float32)
     x, y = axis[None, :] - np.float32(cx), axis[:, None] - np.float32(cy)
@@ -79,7 +80,7 @@ def _grid(size: int, angle: float, cx: float = 0.0, cy: float = 0.0) -> tuple[np
     return x * c + y * s, y * c - x * s
 
 
-def smooth_noise(rng: np.random.Generator, height: int, width: int, cells: float) -> np.ndarray:
+def smooth_noise(rng: np.random.Generator, height: int, width: int, cells: Number) -> np.ndarray:
     """Smooth noise in [0, 1], float32 `[height, width]`, with about `cells` bumps along the height."""
     ny = max(int(cells) + 1, 2)
     nx = max(int(cells * width / height) + 1, 2)
