@@ -87,7 +87,7 @@ def _dot(pattern: str, x: Array, y: Array) -> Array:
     return jnp.einsum(pattern, x, y, precision=precision, preferred_element_type=jnp.float32)
 
 
-def _visible(queries: _Rows, keys: _Rows) -> Bool[Array, "n m"] | None:
+def _visible(queries: _Rows, keys: _Rows) -> Bool[Array, "one_or_n m"] | None:
     """Which pairs of one block are visible; None if all are."""
     visible = []
     if queries.bits is not None and keys.bits is not None:
@@ -99,7 +99,7 @@ def _visible(queries: _Rows, keys: _Rows) -> Bool[Array, "n m"] | None:
     return functools.reduce(jnp.logical_and, visible) if visible else None
 
 
-def _hide(scores: Float[Array, "n m"], visible: Bool[Array, "n m"] | None) -> Float[Array, "n m"]:
+def _hide(scores: Float[Array, "n m"], visible: Bool[Array, "one_or_n one_or_m"] | None) -> Float[Array, "n m"]:
     return scores if visible is None else jnp.where(visible, scores, NOTHING)
 
 
