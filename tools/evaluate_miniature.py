@@ -253,7 +253,7 @@ def load_generator(arguments: argparse.Namespace) -> tuple[Generate, dict]:
         contexts = {name: (networks["text"](ids, lengths), lengths) for name, (ids, lengths) in texts.items()}
 
         def velocity(x, time, context):
-            words, lengths = context
+            words, lengths, counts, references = context
             table = kaleido.table(
                 layout,
                 times=jnp.broadcast_to(time, (x.shape[0],)),
@@ -266,7 +266,8 @@ def load_generator(arguments: argparse.Namespace) -> tuple[Generate, dict]:
 
         shape = (frames, height, width, config.transformer.out_channels)
         noise = jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
-        conditions = [contexts["prompt" if branch.text == "prompt" else "empty"] for branch in rule.branches]
+        texts_of = [contexts["prompt" if branch.text == "prompt" else "empty"] for branch in rule.branches]
+        conditions = [(*text, counts, references) for text in texts_of]
         latents = samplers.sample_scan(guidance.guided(velocity, conditions, rule), noise, times)
         # One video at a time: the decoder needs far more memory than the transformer.
         video = jax.lax.map(lambda x: networks["vae"].decode(x[None])[0], latents)
