@@ -24,7 +24,7 @@ from kaleido_jax.errors import InputError, StorageError
 from kaleido_jax.models.text import Tokenizer, UMT5Config, UMT5Encoder
 from kaleido_jax.models.vae import VAEConfig, WanVAE
 from kaleido_jax.models.wan import WanConfig, WanTransformer
-from kaleido_jax.typing import Array
+from kaleido_jax.typing import AnyArray, Array
 
 M = TypeVar("M", bound=nnx.Module)
 
@@ -157,7 +157,7 @@ def _document(path: Path) -> dict:
     return document
 
 
-def save_parameters(path: str | Path, values: Mapping[str, Array], *, dtype: str = "float32") -> None:
+def save_parameters(path: str | Path, values: Mapping[str, AnyArray], *, dtype: str = "float32") -> None:
     """Write parameters by dotted name.
 
     `dtype` "float16" halves the file and rounds to 11 bits; "int8" keeps large kernels as whole numbers up to 127 times

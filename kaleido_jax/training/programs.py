@@ -19,7 +19,7 @@ from kaleido_jax.training import step
 from kaleido_jax.training.experiment import Experiment
 from kaleido_jax.training.metrics import report
 from kaleido_jax.training.state import Batch, Parameters, TrainState
-from kaleido_jax.typing import Array, Float
+from kaleido_jax.typing import AnyArray, Array, Float
 
 
 class Programs:
@@ -44,15 +44,17 @@ class Programs:
         """Losses [b, times] of held-out samples."""
         return self._run("evaluate", step.evaluation_losses, (weights, batch), batch)
 
-    def generate(self, weights: Parameters, batch: Batch, empty: tuple[Array, Array], key: Key[Array, ""]) -> Array:
+    def generate(
+        self, weights: Parameters, batch: Batch, empty: tuple[AnyArray, AnyArray], key: Key[Array, ""]
+    ) -> Array:
         """One sample's latents for each entry of the batch; `empty` is the empty prompt's (ids, length)."""
         return self._run("generate", generate, (weights, batch, empty, key), batch)
 
-    def encode(self, pixels: Array) -> Array:
+    def encode(self, pixels: AnyArray) -> Array:
         """Latents [b, f, h, w, z] of uint8 clips [b, f, h, w, 3]."""
         return self._coded("encode", encode_pixels, jnp.asarray(pixels, jnp.uint8))
 
-    def decode(self, latents: Array) -> Array:
+    def decode(self, latents: AnyArray) -> Array:
         """uint8 clips of latents."""
         return self._coded("decode", decode_latents, jnp.asarray(latents, jnp.float32))
 
