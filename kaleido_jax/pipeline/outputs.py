@@ -55,11 +55,11 @@ class Outputs:
         """Raises UsageError if one of the outputs is one of the input files, under whatever name."""
         for given in inputs:
             for output in self.paths.values():
-                with contextlib.suppress(OSError, ValueError):
-                    if output.exists() and output.samefile(given):
-                        raise UsageError(
-                            f"{printable(str(output))} would overwrite an input; choose another output name."
-                        )
+                same = False
+                with contextlib.suppress(OSError, ValueError):  # one of them is not there
+                    same = output.samefile(given)
+                if same:
+                    raise UsageError(f"{printable(str(output))} would overwrite an input; choose another output name.")
 
     def make_room(self, settings: "Settings") -> None:
         """Raises StorageError unless the folder can be made and takes files of about this size."""

@@ -16,6 +16,7 @@ MAX_PROMPT_CHARACTERS = 2000
 MAX_SEED = 2**32 - 1
 MAX_STEPS = 100
 MAX_GUIDANCE = 100.0
+MAX_SHIFT = 100.0
 MAX_SIDE = 2048
 MAX_FRAMES = 401
 MAX_REFERENCES = 16
@@ -34,8 +35,8 @@ class Settings:
     width: int | None = None
     frames: int | None = None
     steps: int | None = None
-    guidance: float | None = None
-    shift: float | None = None
+    guidance: float | int | None = None
+    shift: float | int | None = None
     sampler: str = "euler"
 
     def __post_init__(self) -> None:
@@ -43,10 +44,9 @@ class Settings:
         for name, most in (("height", MAX_SIDE), ("width", MAX_SIDE), ("frames", MAX_FRAMES), ("steps", MAX_STEPS)):
             if getattr(self, name) is not None:
                 whole_number(name, getattr(self, name), 1, most)
-        if self.guidance is not None:
-            real_number("guidance", self.guidance, 0.0, MAX_GUIDANCE)
-        if self.shift is not None:
-            real_number("shift", self.shift, 0.01, 100.0)
+        for name, low, most in (("guidance", 0.0, MAX_GUIDANCE), ("shift", 0.01, MAX_SHIFT)):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, real_number(name, getattr(self, name), low, most))
         if not isinstance(self.sampler, str):
             raise UsageError(f"sampler is {shown(self.sampler)}; it must be the name of a sampler, such as euler.")
 

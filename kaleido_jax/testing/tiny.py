@@ -1,13 +1,15 @@
 """A whole model in a folder, small enough that a test compiles and runs all of it in seconds."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from kaleido_jax.bundle import Bundle, BundleConfig, Defaults, merge, parameters, save_bundle
+from kaleido_jax.bundle import Bundle, BundleConfig, Defaults, abstract, merge, save_bundle
 from kaleido_jax.models.text import Tokenizer, UMT5Config, UMT5Encoder
 from kaleido_jax.models.vae import VAEConfig, WanVAE
 from kaleido_jax.models.wan import WanConfig, WanTransformer
@@ -54,9 +56,9 @@ def tiny_bundle(config: BundleConfig = TINY_CONFIG, seed: int = 0) -> Bundle:
     random = np.random.default_rng(seed)
     return Bundle(
         config=config,
-        transformer=_randomised(lambda: WanTransformer(config.transformer, nnx.Rngs(seed)), random),
-        vae=_randomised(lambda: WanVAE(config.vae, nnx.Rngs(seed)), random),
-        text=_randomised(lambda: UMT5Encoder(config.text, nnx.Rngs(seed)), random),
+        transformer=_random(lambda: WanTransformer(config.transformer, nnx.Rngs(seed)), random),
+        vae=_random(lambda: WanVAE(config.vae, nnx.Rngs(seed)), random),
+        text=_random(lambda: UMT5Encoder(config.text, nnx.Rngs(seed)), random),
         tokenizer=Tokenizer.from_words(WORDS),
     )
 
@@ -67,10 +69,12 @@ def save_tiny_bundle(folder: str | Path, config: BundleConfig = TINY_CONFIG, see
     return Path(folder)
 
 
-def _randomised(make: Callable[[], M], random: np.random.Generator) -> M:
-    module = make()
-    shaken = {
-        name: value + 0.1 * random.standard_normal(value.shape).astype(value.dtype)
-        for name, value in parameters(module).items()
-    }
-    return merge(nnx.split(module)[0], shaken)
+def _random(make: Callable[[], M], random: np.random.Generator) -> M:
+    """The module with weights drawn in numpy, which compiles nothing: variance 1 / inputs, scales of norms around 1."""
+    graph, shapes = abstract(make)
+    values = {}
+    for name, leaf in shapes.items():
+        scale = 0.2 if leaf.ndim < 2 else math.prod(leaf.shape[:-1]) ** -0.5
+        centre = 1.0 if "norm" in name and leaf.ndim < 3 else 0.0
+        values[name] = jnp.asarray(centre + scale * random.standard_normal(leaf.shape), leaf.dtype)
+    return merge(graph, values)
