@@ -33,7 +33,7 @@ def _platform() -> tuple[str, str]:
     device = jax.sharding.get_abstract_mesh().abstract_device
     if device is not None:
         return device.platform, f"the mesh is of {device.device_kind}"
-    default = jax.config.jax_default_device
+    default = getattr(jax.config, "jax_default_device", None)  # type checkers do not see it
     if default is not None:
         platform = default if isinstance(default, str) else default.platform
     else:
