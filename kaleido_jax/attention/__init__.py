@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -61,6 +61,34 @@ def _visibility(mask: TokenMask, batch: int, queries: int, keys: int) -> Visibil
         return Visibility(reads, groups, None, None)
     q_sample, k_sample = _rows("q_sample", mask.q_sample, batch, queries), _rows("k_sample", mask.k_sample, batch, keys)
     return Visibility(jnp.where(q_sample < 0, jnp.uint32(0), reads), groups, q_sample, k_sample)
+
+
+@overload
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: TokenMask | None = None,
+    *,
+    scale: float | None = None,
+    backend: str = "auto",
+    return_lse: Literal[False] = False,
+    interpret: bool = False,
+) -> Array: ...
+
+
+@overload
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: TokenMask | None = None,
+    *,
+    scale: float | None = None,
+    backend: str = "auto",
+    return_lse: Literal[True],
+    interpret: bool = False,
+) -> tuple[Array, Array]: ...
 
 
 def attention(

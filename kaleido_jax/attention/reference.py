@@ -201,8 +201,8 @@ def _over_lanes(layout: _Layout, function, rows: tuple[_Rows, _Rows], lanes: tup
 
 def _query_blocks(x: Float[Array, "r n ..."], layout: _Layout) -> Float[Array, "blocks rows ..."]:
     """Blocks of queries, those of all heads that share a key head one after the other."""
-    x = _blocks(x, layout.queries, 1)
-    return x.reshape((x.shape[0], layout.shared * layout.queries) + x.shape[3:])
+    blocks = _blocks(x, layout.queries, 1)
+    return blocks.reshape((blocks.shape[0], layout.shared * layout.queries) + blocks.shape[3:])
 
 
 def _from_query_blocks(x: Float[Array, "blocks rows ..."], layout: _Layout, n: int) -> Float[Array, "r n ..."]:
