@@ -10,8 +10,12 @@ from einops import rearrange, reduce, repeat
 from flax import nnx
 from jaxtyping import Array, Float
 
-Video = Float[Array, "b f h w c"]
-Cache = Float[Array, "b k h w c"] | None
+from kaleido_jax.attention import attention
+
+# A layer may change every size but the batch: what comes out has names of its own.
+Input = Float[Array, "b f h w c"]
+Output = Float[Array, "b g y x o"]
+Cache = Float[Array, "b _ _ _ _"] | None
 
 
 def same_convolution(x: Float[Array, "n h w i"], kernel: Float[Array, "y x i o"]) -> Float[Array, "n h w o"]:
@@ -39,10 +43,6 @@ def convolution(
     return rearrange(sum((tap(i) for i in range(1, taps)), tap(0)), "(b f) h w c -> b f h w c", f=frames)
 
 
-def _kernel(rngs: nnx.Rngs, *shape: int) -> nnx.Param:
-    return nnx.Param(nnx.initializers.lecun_normal(in_axis=range(len(shape) - 1))(rngs.params(), shape, jnp.float32))
-
-
 def per_channel(values: Float[Array, "c"], x: Array) -> Array:
     """Values of the channels, of x's type and ready to be combined with it."""
     return values.astype(x.dtype).reshape((1,) * (x.ndim - 1) + values.shape)
@@ -65,21 +65,20 @@ class Convolution(nnx.Module):
     """A convolution that sees the present and the past: `kernel` [time, height, width, in, out] and `bias` [out]."""
 
     def __init__(self, n_in: int, n_out: int, size: tuple[int, int, int], rngs: nnx.Rngs, *, zero: bool = False):
-        self.kernel = (
-            nnx.Param(jnp.zeros((*size, n_in, n_out), jnp.float32)) if zero else _kernel(rngs, *size, n_in, n_out)
-        )
+        initial = nnx.initializers.zeros if zero else nnx.initializers.lecun_normal(in_axis=(0, 1, 2, 3))
+        self.kernel = nnx.Param(initial(rngs.params(), (*size, n_in, n_out), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((n_out,), jnp.float32))
 
-    def apply(self, x: Video, stride: int = 1) -> Video:
+    def apply(self, x: Input, stride: int = 1) -> Output:
         """Of frames that already hold the past that the kernel needs."""
         return convolution(x, self.kernel[...].astype(x.dtype), stride) + per_channel(self.bias[...], x)
 
-    def __call__(self, x: Video, cache: Cache) -> tuple[Video, Cache]:
+    def __call__(self, x: Input, cache: Cache) -> tuple[Output, Cache]:
         x = _after(x, cache, self.kernel.shape[0] - 1)
         return self.apply(x), x[:, x.shape[1] - self.kernel.shape[0] + 1 :]
 
 
-def _after(x: Video, cache: Cache, past: int) -> Video:
+def _after(x: Input, cache: Cache, past: int) -> Output:
     """The cached frames (zeros at the beginning of a clip), then x."""
     if cache is None:
         return jnp.pad(x, ((0, 0), (past, 0), (0, 0), (0, 0), (0, 0)))
@@ -96,7 +95,7 @@ class ResidualBlock(nnx.Module):
         self.conv2 = Convolution(n_out, n_out, (3, 3, 3), rngs, zero=True)
         self.shortcut = Convolution(n_in, n_out, (1, 1, 1), rngs) if n_in != n_out else None
 
-    def __call__(self, x: Video, cache: tuple | None) -> tuple[Video, tuple]:
+    def __call__(self, x: Input, cache: tuple | None) -> tuple[Output, tuple]:
         first, second = (None, None) if cache is None else cache
         y, first = self.conv1(jax.nn.silu(self.norm1(x)), first)
         y, second = self.conv2(jax.nn.silu(self.norm2(y)), second)
@@ -111,9 +110,10 @@ class AttentionBlock(nnx.Module):
         self.qkv = Convolution(channels, 3 * channels, (1, 1, 1), rngs)
         self.out = Convolution(channels, channels, (1, 1, 1), rngs, zero=True)
 
-    def __call__(self, x: Video) -> Video:
+    def __call__(self, x: Input) -> Input:
         qkv = rearrange(self.qkv.apply(self.norm(x)), "b f h w (three c) -> three (b f) (h w) 1 c", three=3)
-        y = jax.nn.dot_product_attention(qkv[0], qkv[1], qkv[2])
+        # A head as wide as all channels (384 to 1024) is more than kernels take, and the pixels of a frame are few.
+        y = attention(qkv[0], qkv[1], qkv[2], backend="reference")
         return x + self.out.apply(rearrange(y, "(b f) (h w) 1 c -> b f h w c", b=x.shape[0], h=x.shape[2]))
 
 
@@ -124,7 +124,7 @@ class Downsample(nnx.Module):
         self.spatial = Convolution(channels, channels, (1, 3, 3), rngs)
         self.temporal = Convolution(channels, channels, (3, 1, 1), rngs) if temporal else None
 
-    def __call__(self, x: Video, cache: Cache) -> tuple[Video, Cache]:
+    def __call__(self, x: Input, cache: Cache) -> tuple[Output, Cache]:
         kernel = self.spatial.kernel[0].astype(x.dtype)
         y = jax.lax.conv_general_dilated(
             rearrange(x, "b f h w c -> (b f) h w c"), kernel, (2, 2), ((0, 1), (0, 1)),
@@ -149,7 +149,7 @@ class Upsample(nnx.Module):
         self.spatial = Convolution(n_in, n_out, (1, 3, 3), rngs)
         self.temporal = Convolution(n_in, 2 * n_in, (3, 1, 1), rngs) if temporal else None
 
-    def __call__(self, x: Video, cache: Cache) -> tuple[Video, Cache]:
+    def __call__(self, x: Input, cache: Cache) -> tuple[Output, Cache]:
         if self.temporal is not None:
             begins = cache is None
             # The first frame stays single and is not in the past that the temporal convolution sees.
@@ -162,7 +162,7 @@ class Upsample(nnx.Module):
         return self.spatial.apply(repeat(x, "b f h w c -> b f (h p) (w q) c", p=2, q=2)), cache
 
 
-def average_down(x: Video, channels: int, temporal: int, spatial: int, begins: bool) -> Video:
+def average_down(x: Input, channels: int, temporal: int, spatial: int, begins: bool) -> Output:
     """Parameter-free shortcut of an encoder stage: pixels become channels, of which groups are averaged."""
     if begins and temporal > 1:
         x = jnp.pad(x, ((0, 0), (temporal - 1, 0), (0, 0), (0, 0), (0, 0)))
@@ -170,7 +170,7 @@ def average_down(x: Video, channels: int, temporal: int, spatial: int, begins: b
     return reduce(x, "b f h w (c group) -> b f h w c", "mean", c=channels)
 
 
-def repeat_up(x: Video, channels: int, temporal: int, spatial: int, begins: bool) -> Video:
+def repeat_up(x: Input, channels: int, temporal: int, spatial: int, begins: bool) -> Output:
     """Parameter-free shortcut of a decoder stage: channels are repeated and become pixels."""
     x = jnp.repeat(x, channels * temporal * spatial * spatial // x.shape[-1], axis=-1)
     x = rearrange(x, "b f h w (c t p q) -> b (f t) (h p) (w q) c", t=temporal, p=spatial, q=spatial)

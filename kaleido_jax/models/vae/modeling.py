@@ -25,7 +25,7 @@ from kaleido_jax.models.vae.layers import (
 )
 
 Pixels = Float[Array, "b f h w 3"]
-Latents = Float[Array, "b f h w z"]
+Latents = Float[Array, "b g y x z"]  # g frames of y x x: other numbers than those of the pixels
 Caches = Any  # a pytree of arrays [b, frames, h, w, c]; None at the beginning of a clip
 
 
@@ -176,6 +176,7 @@ class WanVAE(nnx.Module):
 
     def decode(self, latents: Latents, *, chunk: int | None = 1) -> Pixels:
         """Clips, in [-1, 1], of normalised latents [b, n + 1, h, w, z_dim]; `chunk` as in `encode`."""
+        self._check_latents(latents)
         z = latents * self._statistic("latents_std", latents) + self._statistic("latents_mean", latents)
         return jnp.clip(self._decode(z, chunk), -1, 1)
 
@@ -196,14 +197,17 @@ class WanVAE(nnx.Module):
         return mean, jnp.clip(log_variance, -30, 20)
 
     def _decode(self, z: Array, chunk: int | None) -> Array:
-        if z.shape[-1] != self.config.z_dim:
-            raise ValueError(f"latents have {z.shape[-1]} channels; this VAE has {self.config.z_dim}")
+        self._check_latents(z)
         p = self.config.patch_size
         x = _in_chunks(self.decoder, self.post_quant_conv.apply(z), chunk)
         return rearrange(x, "b f h w (c q p) -> b f (h p) (w q) c", p=p, q=p)
 
     def _statistic(self, name: str, like: Array) -> Array:
         return jnp.asarray(getattr(self.config, name), like.dtype)[None, None, None, None]
+
+    def _check_latents(self, latents: Array) -> None:
+        if latents.shape[-1] != self.config.z_dim:
+            raise ValueError(f"latents have {latents.shape[-1]} channels; this VAE has {self.config.z_dim}")
 
     def _check(self, video: Array) -> None:
         self.config.latent_frames(video.shape[1])

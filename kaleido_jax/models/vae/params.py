@@ -172,33 +172,5 @@ def to_torch(parameters: Mapping[str, Any], config: VAEConfig, layout: Layout = 
     return {entry.name: entry.to_torch(np.asarray(parameters[ours])) for ours, entry in mapping(config, layout).items()}
 
 
-def flatten(vae: WanVAE) -> dict[str, jax.Array]:
-    """The parameters of a VAE by dotted name."""
-    return {_dotted(path): leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(vae, nnx.Param))}
-
-
-def build(config: VAEConfig, parameters: Mapping[str, Any]) -> WanVAE:
-    """A VAE that holds these parameters, by dotted name.
-
-    Raises:
-      ValueError: naming every parameter that is missing, unexpected or of another shape.
-    """
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: WanVAE(config, nnx.Rngs(0))))
-    leaves = nnx.to_flat_state(state)
-    names = [_dotted(path) for path, _ in leaves]
-    problems = [f"missing {name}" for name in names if name not in parameters]
-    problems += [f"unexpected {name}" for name in sorted(set(parameters) - set(names))]
-    for name, (_, leaf) in zip(names, leaves, strict=True):
-        if name in parameters and tuple(parameters[name].shape) != leaf.shape:
-            problems.append(f"{name} has shape {tuple(parameters[name].shape)}, expected {leaf.shape}")
-    if problems:
-        raise ValueError(f"{len(problems)} problems in VAE parameters: " + "; ".join(problems))
-    filled = [
-        (path, leaf.replace(jax.numpy.asarray(parameters[name])))
-        for name, (path, leaf) in zip(names, leaves, strict=True)
-    ]
-    return nnx.merge(graphdef, nnx.from_flat_state(filled))
-
-
 def _dotted(path: tuple[Any, ...]) -> str:
     return ".".join(map(str, path))
