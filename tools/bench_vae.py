@@ -2,7 +2,7 @@
 
     python tools/bench_vae.py --out outputs/bench_vae.json
 
-Both code chunk by chunk in float32; compiling is not counted. The two take turns and the fastest of several runs counts,
+Both code chunk by chunk in float32; compiling is not counted. They take turns and the fastest of several runs counts,
 so that what else the machine does falls on both. Besides whole encodings and decodings, it times the convolution on
 which they rest: as XLA's 3-D convolution and as the sum of 2-D ones that `kaleido_jax.models.vae.layers` uses.
 """
