@@ -81,6 +81,7 @@ def _run(args: argparse.Namespace) -> int:
     folder = models.find(args.model)
     _note(f"starting jax for {len(jobs)} videos" if len(jobs) > 1 else "starting jax")
     from kaleido_jax.bundle import load_config
+    from kaleido_jax.pipeline.outputs import Outputs
 
     config = load_config(folder)
     models.check_method(args.method, config)
@@ -88,9 +89,10 @@ def _run(args: argparse.Namespace) -> int:
     waiting = [job for job in jobs if _named(job, lambda job=job: _is_wanted(job, config, folder, args.overwrite))]
     if not waiting:
         return ExitCode.DONE
+    for job in waiting:  # last, because it may make folders
+        _named(job, lambda job=job: Outputs.of(job.out).make_room(job.settings))
 
     from kaleido_jax.cli.progress import Terminal
-    from kaleido_jax.pipeline.outputs import Outputs
     from kaleido_jax.pipeline.pipeline import Pipeline
 
     _note(f"loading the model {config.name}")
@@ -150,7 +152,6 @@ def _is_wanted(job: "Job", config: "BundleConfig", folder: Path, overwrite: bool
             return False
         if found is Found.OTHER:
             raise UsageError(f"{what}; give --overwrite or another --out.")
-    outputs.make_room(job.settings)
     return True
 
 

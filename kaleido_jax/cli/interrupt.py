@@ -31,17 +31,19 @@ def interruptible() -> Iterator[None]:
     left = threading.Event()
 
     def watch() -> None:
-        while number := reader.recv(1):
-            if number[0] in _ENDINGS and not left.wait(GRACE_SECONDS):
-                name, code = _ENDINGS[signal.Signals(number[0])]
-                remove_temporaries()
-                print(f"\nkaleido: stopped by {name}.", file=sys.stderr, flush=True)
-                os._exit(code)
+        with reader:
+            while number := reader.recv(1):
+                if number[0] in _ENDINGS and not left.wait(GRACE_SECONDS):
+                    name, code = _ENDINGS[signal.Signals(number[0])]
+                    remove_temporaries()
+                    print(f"\nkaleido: stopped by {name}.", file=sys.stderr, flush=True)
+                    os._exit(code)
 
     def terminate(number: int, frame: object) -> None:
         raise SystemExit(int(ExitCode.TERMINATED))
 
-    threading.Thread(target=watch, daemon=True).start()
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
     previous = {signal.SIGTERM: signal.signal(signal.SIGTERM, terminate)}
     previous[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
     wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
@@ -52,4 +54,5 @@ def interruptible() -> Iterator[None]:
         signal.set_wakeup_fd(wakeup)
         for number, handler in previous.items():
             signal.signal(number, handler)
-        writer.close()
+        writer.close()  # which ends the watcher
+        watcher.join()

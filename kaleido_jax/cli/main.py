@@ -69,7 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return int(_run(arguments))
-    except SystemExit as exit:  # --help
+    except SystemExit as exit:  # --help, or SIGTERM in a command that has nothing to save
+        if exit.code == ExitCode.TERMINATED:
+            return _failed("stopped by SIGTERM.", ExitCode.TERMINATED)
         return exit.code if isinstance(exit.code, int) else int(ExitCode.DONE)
     except KeyboardInterrupt:
         return _failed("stopped by Ctrl-C.", ExitCode.INTERRUPTED)
@@ -112,6 +114,6 @@ def _explained(error: BaseException) -> tuple[str, ExitCode]:
 
 
 def _failed(message: str, code: ExitCode) -> int:
-    sys.stdout.flush()
-    print(f"kaleido: {printable(message, 1000)}", file=sys.stderr, flush=True)
+    sentence = printable(message, 1000)
+    print(f"kaleido: {sentence if sentence.endswith(('.', '--help')) else sentence + '.'}", file=sys.stderr, flush=True)
     return int(code)

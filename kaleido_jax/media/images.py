@@ -120,7 +120,7 @@ def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
             _check_header(picture, name)
             return _to_rgb(picture)
     except Image.DecompressionBombError:
-        raise InputError(_too_large(name, "far more pixels than that")) from None
+        raise InputError(_too_large(name, "over 178 million pixels")) from None
     except Image.UnidentifiedImageError:
         raise InputError(
             f"{name}: is not a picture that can be read{f' although it begins like {kind}' if kind else ''}; "

@@ -63,10 +63,10 @@ def kaleido(monkeypatch, environment, capsys):
 
 @pytest.fixture
 def process(environment):
-    """Runs the command as a process of its own; the result has returncode, stdout, stderr."""
+    """Runs the command as a process of its own, after the Python program `before`; gives returncode, stdout, stderr."""
 
-    def run(*arguments, **options) -> subprocess.CompletedProcess:
-        command = [*COMMAND, *map(str, arguments)]
+    def run(*arguments, before: str = "", **options) -> subprocess.CompletedProcess:
+        command = [*COMMAND[:2], before + COMMAND[2], *map(str, arguments)]
         options = {"env": environment, "timeout": 240} | options
         return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import resource
 import subprocess
 import sys
 
@@ -84,14 +83,14 @@ def test_folder_without_permission(tmp_path):
 def test_a_disk_that_refuses_the_bytes(tmp_path):
     # A limit on the size of files stands for a full disk: the write itself fails, whatever the free space.
     program = (
-        "import pathlib, sys\n"
+        "import pathlib, resource, sys\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))\n"
         "from kaleido_jax.errors import StorageError\n"
         "from kaleido_jax.media.storage import make_writable_folder\n"
         "try: make_writable_folder(pathlib.Path(sys.argv[1]), 3_000_000)\n"
         "except StorageError as error: print(error)\n"
     )
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
     command = [sys.executable, "-c", program, str(tmp_path)]
-    result = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, check=True)
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "files of this size are not allowed" in result.stdout
     assert os.listdir(tmp_path) == []
