@@ -72,7 +72,7 @@ def coders(config: VAEConfig, shape: tuple[int, int, int], repeats: int) -> dict
     video = np.random.default_rng(0).uniform(-1, 1, (1, *shape, 3)).astype(np.float32)
     theirs = torch.from_numpy(video).permute(0, 4, 1, 2, 3).contiguous()
     ours = jnp.asarray(video)
-    latents, latents_theirs = encode(values, ours), peer.encode(theirs).latent_dist.mean
+    latents, latents_theirs = encode(values, ours), peer.encode(theirs, return_dict=False)[0].mean
     return {
         "encode": fastest({"ours": lambda: encode(values, ours), "diffusers": lambda: peer.encode(theirs)}, repeats),
         "decode": fastest(

@@ -42,6 +42,13 @@ def interruptible() -> Iterator[None]:
     def terminate(number: int, frame: object) -> None:
         raise SystemExit(int(ExitCode.TERMINATED))
 
+    def unraisable(event: "sys.UnraisableHookArgs") -> None:
+        # A signal that lands in a garbage collection callback is lost there; the watcher ends the process.
+        if not issubclass(event.exc_type, KeyboardInterrupt | SystemExit):
+            hook(event)
+
+    hook = sys.unraisablehook
+    sys.unraisablehook = unraisable
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     previous = {signal.SIGTERM: signal.signal(signal.SIGTERM, terminate)}
@@ -51,6 +58,7 @@ def interruptible() -> Iterator[None]:
         yield
     finally:
         left.set()
+        sys.unraisablehook = hook
         signal.set_wakeup_fd(wakeup)
         for number, handler in previous.items():
             signal.signal(number, handler)
