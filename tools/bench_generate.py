@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-COMMAND = [sys.executable, "-c", "import sys; from kaleido_jax.cli import main; sys.exit(main())"]
+COMMAND = [sys.executable, "-c", "from kaleido_jax.cli import program; program()"]
 LIMITS = {"cold": 90.0, "warm": 30.0}  # seconds
 MEMORY_LIMIT = 2.0  # GB, the peak resident memory of the process
 PROMPT = "a red cat walks to the left"

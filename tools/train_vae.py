@@ -33,7 +33,7 @@ from kaleido_jax.models.vae import VAEConfig, WanVAE
 from kaleido_jax.training.checkpoint import Checkpoints
 
 # (samples, frames) of the batches that take turns; every batch is cropped to one size.
-BATCHES = ((12, 1), (3, 5), (12, 1), (2, 9))
+BATCHES = ((12, 1), (2, 9), (12, 1), (1, 17))
 WARM_UP = 30
 
 

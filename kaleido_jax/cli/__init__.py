@@ -1,5 +1,5 @@
 """The `kaleido` command. Importing it imports nothing heavy: every subcommand does that when it runs."""
 
-from kaleido_jax.cli.main import main
+from kaleido_jax.cli.main import main, program
 
-__all__ = ["main"]
+__all__ = ["main", "program"]

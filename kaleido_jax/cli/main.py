@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from kaleido_jax.errors import ExitCode, KaleidoError, StorageError, UsageError, nearest_name, printable
 
@@ -79,6 +80,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("KALEIDO_TRACEBACK"):
             raise
         return _failed(*_explained(error))
+
+
+def program() -> NoReturn:
+    """The `kaleido` program: main, and the end of the process.
+
+    Interrupted, it ends without tearing the interpreter down: threads of the compiler that are still at work would
+    find their surroundings gone and crash.
+    """
+    code = main()
+    if code in (ExitCode.INTERRUPTED, ExitCode.TERMINATED):
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _run(arguments: list[str]) -> int:

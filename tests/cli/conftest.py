@@ -14,7 +14,7 @@ from PIL import Image
 from kaleido_jax.cli import main
 from kaleido_jax.testing.tiny import save_tiny_bundle
 
-COMMAND = [sys.executable, "-c", "import sys; from kaleido_jax.cli import main; sys.exit(main())"]
+COMMAND = [sys.executable, "-c", "from kaleido_jax.cli import program; program()"]
 
 
 @pytest.fixture(scope="session")

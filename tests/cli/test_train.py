@@ -71,7 +71,7 @@ def test_wrong_usage_is_one_sentence(arguments, words, overrides, tmp_path, caps
 
 def test_sigterm_saves_and_the_same_command_continues(overrides, tmp_path):
     """A real process stopped by a real signal, then continued to the end, then exported."""
-    command = [sys.executable, "-c", "import sys; from kaleido_jax.cli import main; sys.exit(main())"]
+    command = [sys.executable, "-c", "from kaleido_jax.cli import program; program()"]
     command += [
         "train",
         SMOKE,
