@@ -1,12 +1,14 @@
-"""What every network shares: linear maps, norms with explicit float32, per-segment modulation, stacked layers."""
+"""What every network shares: linear maps, norms in float32, the embedding of time, modulation, stacked layers."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -84,6 +86,14 @@ def rms_norm(x: Float[Array, "*rows d"], scale: Float[Array, " d"], *, eps: floa
     return (y * jnp.expand_dims(scale.astype(jnp.float32), range(y.ndim - 1))).astype(x.dtype)
 
 
+def time_frequencies(time: Float[Array, "*rows"], size: int) -> Float[Array, "*rows size"]:
+    """Cosines, then sines, of time at `size` / 2 frequencies from 1 down to almost 1/10000 (Vaswani et al. 2017)."""
+    half = size // 2
+    frequencies = np.exp(-math.log(10000.0) * np.arange(half) / half).astype(np.float32)
+    angles = time[..., None] * jnp.expand_dims(jnp.asarray(frequencies), range(time.ndim))
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
 class Linear(nnx.Module):
     """kernel [inputs, outputs] and bias [outputs]."""
 
@@ -149,6 +159,22 @@ def per_segment(
         out.append(function(*(jax.lax.slice_in_dim(x, start, start + size, axis=1) for x in tokens), rows[:, index]))
         start += size
     return out[0] if len(out) == 1 else jnp.concatenate(out, axis=1)
+
+
+def modulate(
+    x: Float[Array, "b n c"], rows: Float[Array, "b s 2 c"], sizes: tuple[int, ...], eps: float
+) -> Float[Array, "b n c"]:
+    """Layer norm, then the segment's shift (row 0) and scale (row 1), in float32; returns x's dtype."""
+    function = lambda x, row: (layer_norm(x, eps=eps) * (1.0 + row[:, 1:2]) + row[:, 0:1]).astype(x.dtype)
+    return per_segment(function, sizes, (x,), rows)
+
+
+def gated(
+    x: Float[Array, "b n c"], y: Float[Array, "b n c"], rows: Float[Array, "b s c"], sizes: tuple[int, ...]
+) -> Float[Array, "b n c"]:
+    """x plus y times the segment's gate, in float32; returns x's dtype."""
+    function = lambda x, y, row: (x.astype(jnp.float32) + y.astype(jnp.float32) * row[:, None]).astype(x.dtype)
+    return per_segment(function, sizes, (x, y), rows)
 
 
 def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> Any:

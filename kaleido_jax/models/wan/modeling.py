@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
 from kaleido_jax.attention import attention
 from kaleido_jax.layout import TokenLayout
+from kaleido_jax.models.hook import Attend, default_attend
 from kaleido_jax.models.layers import (
     KEEP_PRODUCTS,
     MLP,
@@ -22,41 +21,20 @@ from kaleido_jax.models.layers import (
     Linear,
     Remat,
     RMSNorm,
-    layer_norm,
-    per_segment,
+    gated,
+    modulate,
     scan,
     stack,
+    time_frequencies,
 )
 from kaleido_jax.models.wan.config import WanConfig
-from kaleido_jax.rope import apply_rotary, rotary_angles
+from kaleido_jax.rope import rotary_angles
 from kaleido_jax.table import TokenTable
 
 TIME_SCALE = 1000.0  # the networks were trained on times in [0, 1000]
 
-Attend = Callable[[Array, Array, Array, TokenTable, Array, Any], tuple[Array, Any]]
-
 _gelu = functools.partial(jax.nn.gelu, approximate=True)
 _exact_gelu = functools.partial(jax.nn.gelu, approximate=False)
-
-
-def default_attend(
-    q: Float[Array, "b n h d"],
-    k: Float[Array, "b n h d"],
-    v: Float[Array, "b n h d"],
-    table: TokenTable,
-    rope: Float[Array, "_ n half"],
-    state: Any,
-) -> tuple[Float[Array, "b n h d"], Any]:
-    """Self-attention as in the paper: rotate queries and keys, then attend where the table's self_mask allows."""
-    return attention(apply_rotary(q, rope), apply_rotary(k, rope), v, table.self_mask), state
-
-
-def time_frequencies(time: Float[Array, "*rows"], size: int) -> Float[Array, "*rows size"]:
-    """Cosines, then sines, of time at `size` / 2 frequencies from 1 down to almost 1/10000 (Vaswani et al. 2017)."""
-    half = size // 2
-    frequencies = np.exp(-math.log(10000.0) * np.arange(half) / half).astype(np.float32)
-    angles = time[..., None] * jnp.expand_dims(jnp.asarray(frequencies), range(time.ndim))
-    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
 class SelfAttention(nnx.Module):
@@ -139,22 +117,6 @@ class Block(nnx.Module):
         x = gated(x, y, rows[:, :, 2], sizes)
         x = x + self.cross_attention(self.cross_norm(x), text, image, table)
         return gated(x, self.mlp(modulate(x, rows[:, :, 3:5], sizes, self.eps)), rows[:, :, 5], sizes), state
-
-
-def modulate(
-    x: Float[Array, "b n c"], rows: Float[Array, "b s 2 c"], sizes: tuple[int, ...], eps: float
-) -> Float[Array, "b n c"]:
-    """Layer norm, then the segment's shift (row 0) and scale (row 1), in float32; returns x's dtype."""
-    function = lambda x, row: (layer_norm(x, eps=eps) * (1.0 + row[:, 1:2]) + row[:, 0:1]).astype(x.dtype)
-    return per_segment(function, sizes, (x,), rows)
-
-
-def gated(
-    x: Float[Array, "b n c"], y: Float[Array, "b n c"], rows: Float[Array, "b s c"], sizes: tuple[int, ...]
-) -> Float[Array, "b n c"]:
-    """x plus y times the segment's gate, in float32; returns x's dtype."""
-    function = lambda x, y, row: (x.astype(jnp.float32) + y.astype(jnp.float32) * row[:, None]).astype(x.dtype)
-    return per_segment(function, sizes, (x, y), rows)
 
 
 class ImageEmbedding(nnx.Module):
