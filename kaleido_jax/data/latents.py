@@ -1,8 +1,9 @@
 """The latent cache: samples that went through the VAE once, kept as float16 shards that are memory-mapped.
 
 On a CPU the VAE's encoder costs more than a training step of the miniature's transformer, so samples are encoded before
-training and read many times. A shard is three files: `video-NNNNN.npy` [samples, frames, height, width, channels],
-`references-NNNNN.npy` [samples, slots, height, width, channels] (slots a sample does not use hold zeros), and
+training and read many times. A shard is four files: `video-NNNNN.npy` [samples, frames, height, width, channels],
+`references-NNNNN.npy` [samples, slots, height, width, channels] (slots a sample does not use hold zeros),
+`subject-NNNNN.npy` [samples, frames, height, width] (the share of a latent's pixels that show a subject), and
 `index-NNNNN.json`, written last: a shard without it does not exist, which makes writing resumable.
 """
 
@@ -14,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from einops import reduce
 
 from kaleido_jax.errors import InputError, StorageError
 
 DESCRIPTION = "cache.json"
+FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +29,7 @@ class Sample:
 
     video: np.ndarray  # float16 [frames, height, width, channels]
     references: np.ndarray  # float16 [count, height, width, channels]
+    subject_share: np.ndarray  # float16 [frames, height, width], see `subject_share`
     subjects: tuple[int, ...]
     prompt: str
     seed: int  # of the world's sample, to render it again
@@ -36,21 +40,23 @@ class LatentCache:
 
     def __init__(self, folder: str | Path, samples: int) -> None:
         self.folder = Path(folder)
-        self._shards: list[tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]] = []
+        self._shards: list[tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]] = []
         self._rows: list[tuple[int, int]] = []
         for index in sorted(self.folder.glob("index-*.json")):
             number = index.stem.removeprefix("index-")
             entries = json.loads(index.read_text())
-            video = np.load(self.folder / f"video-{number}.npy", mmap_mode="r", allow_pickle=False)
-            references = np.load(self.folder / f"references-{number}.npy", mmap_mode="r", allow_pickle=False)
-            if len(video) != len(entries) or len(references) != len(entries):
+            video, references, share = (
+                np.load(self.folder / f"{name}-{number}.npy", mmap_mode="r", allow_pickle=False)
+                for name in ("video", "references", "subject")
+            )
+            if {len(video), len(references), len(share)} != {len(entries)}:
                 raise InputError(f"{index} lists {len(entries)} samples but its arrays hold {len(video)}")
             self._rows += [(len(self._shards), row) for row in range(len(entries))]
-            self._shards.append((video, references, entries))
+            self._shards.append((video, references, share, entries))
         if len(self._rows) < samples:
             raise InputError(f"{self.folder} holds {len(self._rows)} samples, fewer than the {samples} asked for")
         self._rows = self._rows[:samples]
-        counts = [len(self._shards[shard][2][row]["subjects"]) for shard, row in self._rows]
+        counts = [len(self._shards[shard][3][row]["subjects"]) for shard, row in self._rows]
         self.reference_counts = np.asarray(counts, np.int32)  # [samples]
 
     def __len__(self) -> int:
@@ -58,12 +64,13 @@ class LatentCache:
 
     def __getitem__(self, index: int) -> Sample:
         shard, row = self._rows[index]
-        video, references, entries = self._shards[shard]
+        video, references, share, entries = self._shards[shard]
         entry = entries[row]
         count = len(entry["subjects"])
         return Sample(
             video=video[row],
             references=references[row, :count],
+            subject_share=share[row],
             subjects=tuple(entry["subjects"]),
             prompt=entry["prompt"],
             seed=entry["seed"],
@@ -88,7 +95,8 @@ def write_cache(
     Args:
         folder: of one split; made if it is missing.
         samples: rounded up to whole shards.
-        render: sample seed -> an object with video uint8 [f, h, w, 3], references [(uint8 [h, w, 3], subject)], prompt.
+        render: sample seed -> an object with video uint8 [f, h, w, 3], references [(uint8 [h, w, 3], subject)], prompt,
+            and masks uint8 [f, h, w], 0 where no subject is seen.
         encode_videos: uint8 [n, f, h, w, 3] -> latents [n, f', h', w', c].
         encode_pictures: uint8 [n, h, w, 3] -> latents [n, h', w', c].
         fingerprint: of the encoder and the data; a folder written with another one is refused with StorageError.
@@ -98,7 +106,7 @@ def write_cache(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    description = {"fingerprint": fingerprint, "slots": slots, "shard_size": shard_size}
+    description = {"format": FORMAT, "fingerprint": fingerprint, "slots": slots, "shard_size": shard_size}
     path = folder / DESCRIPTION
     if path.is_file() and (found := json.loads(path.read_text())) != description:
         raise StorageError(f"{folder} was written with {found}, but this run needs {description}; use another folder")
@@ -143,6 +151,8 @@ def _write_shard(
         position += count
     np.save(folder / f"video-{number}.npy", videos)
     np.save(folder / f"references-{number}.npy", references)
+    shares = [subject_share(sample.masks, videos.shape[1:4]) for sample in rendered]
+    np.save(folder / f"subject-{number}.npy", np.stack(shares).astype(np.float16))
     entries = [
         {"seed": start + row, "prompt": sample.prompt, "subjects": [int(s) for _, s in sample.references]}
         for row, sample in enumerate(rendered)
@@ -150,3 +160,20 @@ def _write_shard(
     temporary = folder / f"index-{number}.tmp"
     temporary.write_text(json.dumps(entries))
     temporary.replace(folder / f"index-{number}.json")
+
+
+def subject_share(masks: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:
+    """The share of every latent's pixels that show a subject, float32 `grid`.
+
+    The first latent frame stands for the first frame alone, each later one for equally many (as in a causal VAE).
+
+    Args:
+        masks: uint8 [frames, height, width], 0 where no subject is seen.
+        grid: latent (frames, height, width).
+    """
+    frames, height, width = grid
+    seen = (masks > 0).astype(np.float32)
+    seen = reduce(seen, "f (h y) (w x) -> f h w", "mean", h=height, w=width)
+    if frames == 1:
+        return seen[:1]
+    return np.concatenate([seen[:1], reduce(seen[1:], "(f t) h w -> f h w", "mean", f=frames - 1)])

@@ -87,6 +87,7 @@ def segment_loss(
     tokens: Sequence[int],
     lengths: Int[Array, "b s"],
     weights: Float[Array, "b s"],
+    emphasis: Float[Array, "b n"] | None = None,
 ) -> Float[Array, "b"]:
     """Squared error of each sample: the mean over a segment's own tokens first, the segment's weight after that.
 
@@ -97,6 +98,7 @@ def segment_loss(
         tokens: how many of the n tokens each segment has room for (static; sums to n).
         lengths: how many of those are really present; they come first in the segment. A segment of length 0 adds 0.
         weights: of each segment, e.g. 1 for the video, 1 / shots for LCT, f_r / f_v for ContextAnyone's reference.
+        emphasis: how much each token counts in its segment's mean; None: all the same.
 
     Returns:
         float32 loss of each sample, the weighted sum over its segments.
@@ -107,12 +109,14 @@ def segment_loss(
         )
     difference = prediction.astype(jnp.float32) - target.astype(jnp.float32)
     squared = jnp.mean(difference * difference, axis=-1)
+    counted = jnp.ones_like(squared) if emphasis is None else emphasis
     loss = jnp.zeros(squared.shape[0], jnp.float32)
     start = 0
     for index, room in enumerate(tokens):
-        length = lengths[:, index]
-        present = jnp.arange(room)[None, :] < length[:, None]
-        total = jnp.sum(jnp.where(present, squared[:, start : start + room], 0.0), axis=1)
-        loss = loss + weights[:, index] * total / jnp.maximum(length, 1).astype(jnp.float32)
+        own = slice(start, start + room)
+        present = jnp.arange(room)[None, :] < lengths[:, index, None]
+        share = jnp.where(present, counted[:, own], 0.0)
+        total = jnp.sum(jnp.where(present, share * squared[:, own], 0.0), axis=1)
+        loss = loss + weights[:, index] * total / jnp.maximum(jnp.sum(share, axis=1), 1e-6)
         start += room
     return loss

@@ -13,7 +13,9 @@ from kaleido_jax.training.run import Run
 def prepare(experiment: Experiment, workdir: str | Path, *, shard_size: int = 128) -> Run:
     """The run of an experiment, ready to train. Raises InputError when its VAE cannot be read."""
     data = experiment.data
-    vae = load_vae(experiment.vae or str(resources.files("kaleido_jax") / "weights" / "miniature"))
+    vae = load_vae(
+        experiment.vae or experiment.start_from or str(resources.files("kaleido_jax") / "weights" / "miniature")
+    )
     world = World(size=data.size, frames=data.frames)
     tokenizer = Tokenizer.from_words(vocabulary())
     return Run(experiment, workdir, world=world, vae=vae, tokenizer=tokenizer, shard_size=shard_size)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from kaleido_jax.bundle import Bundle, BundleConfig, Defaults, merge, parameters, save_bundle
+from kaleido_jax.bundle import Bundle, BundleConfig, Defaults, load_bundle, merge, parameters, save_bundle
 from kaleido_jax.config import to_json
 from kaleido_jax.data.latents import LatentCache, write_cache
 from kaleido_jax.errors import UsageError
@@ -53,6 +53,8 @@ class Run:
         transformer = WanTransformer(experiment.transformer, nnx.Rngs(experiment.seed))
         text = UMT5Encoder(experiment.text, nnx.Rngs(experiment.seed + 1))
         self.networks = Networks(nnx.split(transformer)[0], nnx.split(text)[0])
+        if experiment.start_from:
+            transformer, text = _first_stage(experiment)
         self.initial = create(experiment.optimizer, {"transformer": parameters(transformer), "text": parameters(text)})
         self.programs = Programs(experiment, self.networks, vae)
         self.checkpoints = Checkpoints(self.workdir / "checkpoints", keep=experiment.checkpoint.keep)
@@ -164,7 +166,9 @@ class Run:
             cache = LatentCache(self.cache_folder(split), data.heldout if split == "heldout" else data.samples)
             return CachedSource(cache, self.tokenizer, data, experiment.train.batch, experiment.seed)
         render = lambda seed: self.world.sample(seed, split=split)
-        return WorldSource(render, self.tokenizer, data, experiment.train.batch, experiment.seed)
+        factor = self.vae.config.spatial_factor
+        grid = (self.vae.config.latent_frames(data.frames), data.size // factor, data.size // factor)
+        return WorldSource(render, self.tokenizer, data, experiment.train.batch, experiment.seed, grid)
 
     def latents(self, batch: Batch) -> Batch:
         """A batch of pixels as a batch of latents."""
@@ -176,3 +180,16 @@ class Run:
             video=self.programs.encode(batch.video),
             references=encoded.reshape(count, slots, *encoded.shape[2:]),
         )
+
+
+def _first_stage(experiment: Experiment) -> tuple[WanTransformer, UMT5Encoder]:
+    """The networks of the model that training starts from. UsageError unless their sizes are the run's."""
+    bundle = load_bundle(experiment.start_from)
+    same_dtype = dataclasses.replace(bundle.config.transformer, dtype=experiment.transformer.dtype)
+    for name, found, wanted in (
+        ("transformer", same_dtype, experiment.transformer),
+        ("text", bundle.config.text, experiment.text),
+    ):
+        if found != wanted:
+            raise UsageError(f"start_from is {experiment.start_from}, whose {name} is {found}; the run's is {wanted}")
+    return bundle.transformer, bundle.text

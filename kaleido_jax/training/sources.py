@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import grain
 import numpy as np
 
-from kaleido_jax.data.latents import LatentCache
+from kaleido_jax.data.latents import LatentCache, subject_share
 from kaleido_jax.models.text import Tokenizer
 from kaleido_jax.training.experiment import DataConfig
 from kaleido_jax.training.state import Batch
@@ -70,6 +70,7 @@ class CachedSource:
             [s.video for s in samples],
             [s.references[list(pick)] for s, pick in zip(samples, picks)],
             [[s.subjects[i] for i in pick] for s, pick in zip(samples, picks)],
+            [s.subject_share for s in samples],
             prompts(self.tokenizer, [s.prompt for s in samples], self.config, random),
             slots,
         )
@@ -84,6 +85,7 @@ class WorldSource:
     config: DataConfig
     size: int
     seed: int
+    grid: tuple[int, int, int]  # latent frames, height and width
     pixels: bool = True
 
     def batch(self, step: int) -> Batch:
@@ -94,6 +96,7 @@ class WorldSource:
             [s.video for s in samples],
             [np.stack([s.references[i][0] for i in pick]) for s, pick in zip(samples, picks)],
             [[s.references[i][1] for i in pick] for s, pick in zip(samples, picks)],
+            [subject_share(s.masks, self.grid) for s in samples],
             prompts(self.tokenizer, [s.prompt for s in samples], self.config, random),
             self.config.references,
         )
@@ -128,6 +131,7 @@ def assemble(
     videos: list[np.ndarray],
     references: list[np.ndarray],
     subjects: list[list[int]],
+    shares: list[np.ndarray],
     text: tuple[np.ndarray, np.ndarray],
     slots: int,
 ) -> Batch:
@@ -144,6 +148,7 @@ def assemble(
         references=stacked,
         reference_counts=np.asarray([len(pictures) for pictures in references], np.int32),
         subjects=shown,
+        subject_share=np.stack(shares).astype(np.float32),
         text=text[0],
         text_lengths=text[1],
         indices=np.arange(count, dtype=np.int32),

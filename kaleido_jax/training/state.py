@@ -38,6 +38,7 @@ class Batch:
     video: AnyArray  # [b, f, h, w, z] latents
     references: AnyArray  # [b, r, h, w, z] latents
     reference_counts: AnyArray  # int32 [b]
+    subject_share: AnyArray  # [b, f, h, w], of each latent's pixels
     subjects: AnyArray  # int32 [b, r]
     text: AnyArray  # int32 [b, m] token ids
     text_lengths: AnyArray  # int32 [b]

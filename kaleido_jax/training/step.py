@@ -58,12 +58,14 @@ def sample_losses(
     context = merge(networks.text, parameters["text"])(batch.text, batch.text_lengths)
     velocity = merge(networks.transformer, parameters["transformer"])(tokens, table, context, layout=layout)
     target = patchify(flow.velocity_target(clean, noise), patch)
+    share = batch.subject_share.astype(jnp.float32)[..., None]
     return flow.segment_loss(
         velocity.astype(jnp.float32),
         target,
         tokens=[target.shape[1]],
         lengths=jnp.full((target.shape[0], 1), target.shape[1], jnp.int32),
         weights=jnp.ones((target.shape[0], 1), jnp.float32),
+        emphasis=1.0 + experiment.flow.subject_emphasis * jnp.mean(patchify(share, patch), axis=-1),
     )
 
 

@@ -119,6 +119,17 @@ def test_loss_is_the_mean_over_a_segments_own_tokens():
         assert float(ours[b]) == pytest.approx(expected, rel=1e-6)
 
 
+def test_emphasised_tokens_count_more_in_the_mean_of_their_segment():
+    prediction, target, lengths = normal(0, 1, 5, 2), normal(1, 1, 5, 2), jnp.asarray([[2, 2]], jnp.int32)
+    emphasis = jnp.asarray([[1.0, 3.0, 9.0, 2.0, 2.0]])
+    ours = flow.segment_loss(
+        prediction, target, tokens=(3, 2), lengths=lengths, weights=jnp.asarray([[1.0, 0.5]]), emphasis=emphasis
+    )
+    squared = np.mean((np.asarray(prediction) - np.asarray(target)) ** 2, axis=-1)[0]
+    expected = (squared[0] + 3 * squared[1]) / 4 + 0.5 * (squared[3] + squared[4]) / 2
+    assert float(ours[0]) == pytest.approx(expected, rel=1e-6)
+
+
 def test_loss_does_not_see_padding_nor_its_gradient():
     target, lengths = normal(1, 1, 5, 2), jnp.asarray([[2, 0]], jnp.int32)
     loss = lambda x: flow.segment_loss(x, target, tokens=(3, 2), lengths=lengths, weights=jnp.ones((1, 2)))[0]

@@ -9,9 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-from kaleido_jax.bundle import load_bundle
-from kaleido_jax.errors import ExitCode
+from kaleido_jax.bundle import load_bundle, parameters
+from kaleido_jax.errors import ExitCode, UsageError
 from kaleido_jax.training.loop import train
+from kaleido_jax.training.miniature import prepare
 from kaleido_jax.training.signals import Signals
 
 
@@ -152,3 +153,20 @@ def test_signals_are_remembered_and_handlers_restored():
         assert signals.exit_code == ExitCode.INTERRUPTED
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def test_a_second_stage_starts_from_the_model_of_the_first(run_in, prepared, tmp_path):
+    first, _ = run_in("first", steps=2)
+    experiment = dataclasses.replace(prepared.experiment, vae="", start_from=str(first.workdir / "model"))
+    second = prepare(experiment, tmp_path / "second")
+    model = load_bundle(first.workdir / "model")
+    for part, module in (("transformer", model.transformer), ("text", model.text)):
+        for name, value in parameters(module).items():
+            np.testing.assert_array_equal(second.initial.parameters[part][name], value)
+            np.testing.assert_array_equal(second.initial.average[part][name], value)
+    assert int(second.initial.step) == 0
+    np.testing.assert_array_equal(parameters(second.vae)["quant_conv.bias"], parameters(model.vae)["quant_conv.bias"])
+
+    larger = dataclasses.replace(experiment.transformer, layers=3)
+    with pytest.raises(UsageError, match=r"start_from .* transformer .*layers=2.*layers=3"):
+        prepare(dataclasses.replace(experiment, transformer=larger), tmp_path / "third")

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from kaleido_jax.data.latents import LatentCache, write_cache
+from kaleido_jax.data.latents import LatentCache, subject_share, write_cache
 from kaleido_jax.errors import InputError, StorageError
 from kaleido_jax.training.sources import CachedSource, choose_references, stream
 
@@ -25,6 +25,7 @@ def fake_sample(seed: int):
         video=np.full((2, 4, 4, 3), seed, np.uint8),
         references=[(picture, 1 + i % 2) for i in range(count)],
         prompt=f"prompt {seed}",
+        masks=np.full((2, 4, 4), seed % 2, np.uint8),
     )
 
 
@@ -65,6 +66,16 @@ def test_a_cache_gives_back_what_was_written_and_goes_on_where_it_stopped(tmp_pa
         assert sample.subjects == tuple(1 + i % 2 for i in range(1 + seed % 3))
         assert sample.references.shape == (1 + seed % 3, 2, 2, 1)
         assert (sample.video == seed).all() and (sample.references == seed).all()
+        assert sample.subject_share.shape == (2, 2, 2) and (sample.subject_share == seed % 2).all()
+
+
+def test_the_share_of_a_latent_that_shows_a_subject():
+    masks = np.zeros((5, 4, 6), np.uint8)
+    masks[0, :2, :3] = 2  # the whole of the first latent
+    masks[3, 2:, 3:] = 1  # in one of four frames
+    masks[4, 3, 5] = 1
+    share = subject_share(masks, (2, 2, 2))
+    np.testing.assert_allclose(share, [[[1, 0], [0, 0]], [[0, 0], [0, 7 / 24]]])
 
 
 def test_a_cache_of_another_vae_is_refused(tmp_path):
