@@ -16,7 +16,8 @@ from kaleido_jax.models.wan import WanConfig, WanTransformer
 from kaleido_jax.models.wan.params import from_torch
 from kaleido_jax.rope import Continuing, positions
 from kaleido_jax.table import TokenTable
-from kaleido_jax.testing import randomise, state
+from kaleido_jax.testing.weights import randomise, state
+from kaleido_jax.typing import AnyArray
 
 TINY = WanConfig(dim=48, ffn_dim=80, heads=3, layers=2, in_channels=5, out_channels=4, text_dim=20, freq_dim=32)
 TEXT_TOKENS = 512  # diffusers splits image tokens from text at this number
@@ -47,6 +48,11 @@ class Inputs:
     time: np.ndarray  # [b], in [0, 1]; a multiple of 1/1024, so that 1000 t is exact
     image: np.ndarray | None
 
+    @property
+    def arrays(self):
+        """Video, text and image for `run_ours`."""
+        return jax.tree.map(jnp.asarray, (self.video, self.text, self.image))
+
 
 def random_inputs(config: WanConfig, batch: int, frames: int, height: int, width: int, seed: int = 0) -> Inputs:
     r = np.random.default_rng(seed)
@@ -61,12 +67,12 @@ def random_inputs(config: WanConfig, batch: int, frames: int, height: int, width
     )
 
 
-def run_peer(model, inputs: Inputs, time: np.ndarray | None = None) -> torch.Tensor:
-    """[b, f, h, w, c]; `time` may hold one value for each token."""
+def run_peer(model, inputs: Inputs, time: np.ndarray | None = None, video: torch.Tensor | None = None) -> torch.Tensor:
+    """[b, f, h, w, c]; `time` may hold one value for each token, `video` be a tensor that wants a gradient."""
     dtype = next(model.parameters()).dtype
     tensor = lambda x: None if x is None else torch.from_numpy(x).to(dtype)
     out = model(
-        tensor(inputs.video.transpose(0, 4, 1, 2, 3)),
+        (tensor(inputs.video) if video is None else video).permute(0, 4, 1, 2, 3),
         tensor((inputs.time if time is None else time) * np.float32(1000)),
         tensor(inputs.text),
         tensor(inputs.image),
@@ -75,7 +81,7 @@ def run_peer(model, inputs: Inputs, time: np.ndarray | None = None) -> torch.Ten
     return out.permute(0, 2, 3, 4, 1)
 
 
-def video_layout(config: WanConfig, video: np.ndarray) -> TokenLayout:
+def video_layout(config: WanConfig, video: AnyArray) -> TokenLayout:
     grid = tuple(int(size) // patch for size, patch in zip(video.shape[1:4], config.patch))
     return TokenLayout((Segment(kind="video", grid=grid),))
 
@@ -100,19 +106,16 @@ def graph(config: WanConfig):
     return abstract(lambda: WanTransformer(config, nnx.Rngs(0)))[0]
 
 
-def run_ours(parameters, config: WanConfig, inputs: Inputs) -> jax.Array:
-    layout = video_layout(config, inputs.video)
-    image = None if inputs.image is None else jnp.asarray(inputs.image)
-    return _run(
-        parameters, jnp.asarray(inputs.video), jnp.asarray(inputs.text), jnp.asarray(inputs.time), image, config, layout
-    )
-
-
-@functools.partial(jax.jit, static_argnums=(5, 6))
-def _run(parameters, video, text, time, image, config, layout):
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def run_ours(parameters, inputs, times, config: WanConfig, layout: TokenLayout | None = None) -> jax.Array:
+    """[b, f, h, w, c], as `run_peer`. inputs: `Inputs.arrays`; times: [b], or [b, segments] for a layout of several."""
+    video, text, image = inputs
+    layout = layout or video_layout(config, video)
+    grid = tuple(size // patch for size, patch in zip(video.shape[1:4], config.patch))
     tokens = patchify(video, config.patch)
-    out = merge(graph(config), parameters)(tokens, plain_table(layout, time), text, layout=layout, image=image)
-    return unpatchify(out, layout.segments[0].grid, config.patch)
+    model = merge(graph(config), parameters)
+    out = model(tokens, plain_table(layout, times), text, layout=layout, image=image)
+    return unpatchify(out, grid, config.patch)
 
 
 def pair(config: WanConfig, seed: int = 0, **options):
