@@ -4,7 +4,6 @@ Two layouts: "original" (Wan2.1_VAE.pth, Wan2.2_VAE.pth) and "diffusers" (Autoen
 written for a config; each kind of module knows the names of its tensors in either layout and how a tensor is turned.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -12,26 +11,21 @@ import jax
 import numpy as np
 from flax import nnx
 
+from kaleido_jax.models import mapping as tables
+from kaleido_jax.models.mapping import SAME, Entry, Kind, Shape, Transform
 from kaleido_jax.models.vae.config import VAEConfig
 from kaleido_jax.models.vae.modeling import WanVAE
 
 Layout = Literal["original", "diffusers"]
 
-# How a tensor of ours becomes one of PyTorch's: axes to permute after dropping leading ones, axes of 1 to append.
-_TRANSFORMS: dict[str, tuple[int, tuple[int, ...], int]] = {
-    "same": (0, (0,), 0),
-    "convolution 3d": (0, (4, 3, 0, 1, 2), 0),  # t y x in out -> out in t y x
-    "convolution 2d": (1, (3, 2, 0, 1), 0),  # 1 y x in out -> out in y x
-    "norm video": (0, (0,), 3),  # c -> c 1 1 1
-    "norm image": (0, (0,), 2),  # c -> c 1 1
-}
+_CONVOLUTION_3D = Transform("o i t y x -> t y x i o")
+_CONVOLUTION_2D = Transform("o i y x -> 1 y x i o")
 
-# kind of module -> (our tensor, PyTorch's tensor, transform)
-_LEAVES: dict[str, tuple[tuple[str, str, str], ...]] = {
-    "convolution 3d": (("kernel", "weight", "convolution 3d"), ("bias", "bias", "same")),
-    "convolution 2d": (("kernel", "weight", "convolution 2d"), ("bias", "bias", "same")),
-    "norm video": (("scale", "gamma", "norm video"),),
-    "norm image": (("scale", "gamma", "norm image"),),
+_KINDS: dict[str, Kind] = {
+    "convolution 3d": ((".kernel", ".weight", _CONVOLUTION_3D), (".bias", ".bias", SAME)),
+    "convolution 2d": ((".kernel", ".weight", _CONVOLUTION_2D), (".bias", ".bias", SAME)),
+    "norm video": ((".scale", ".gamma", Transform("c 1 1 1 -> c")),),
+    "norm image": ((".scale", ".gamma", Transform("c 1 1 -> c")),),
 }
 
 # kind of block -> (our module, its name in the original, in diffusers, kind)
@@ -73,30 +67,6 @@ _FIXED: tuple[tuple[str, str, str, str], ...] = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """Where one of our tensors lies in a PyTorch checkpoint: its `name` there and the `transform` between them."""
-
-    name: str
-    transform: str
-
-    def shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
-        """PyTorch's shape of a tensor that has the shape `ours` here."""
-        drop, axes, ones = _TRANSFORMS[self.transform]
-        return tuple(ours[drop:][axis] for axis in axes) + (1,) * ones
-
-    def to_torch(self, ours: np.ndarray) -> np.ndarray:
-        """A tensor of ours in PyTorch's layout."""
-        drop, axes, _ = _TRANSFORMS[self.transform]
-        return ours.reshape(ours.shape[drop:]).transpose(axes).reshape(self.shape(ours.shape))
-
-    def from_torch(self, theirs: np.ndarray) -> np.ndarray:
-        """The inverse of `to_torch`."""
-        drop, axes, ones = _TRANSFORMS[self.transform]
-        tensor = theirs.reshape(theirs.shape[: theirs.ndim - ones]).transpose(np.argsort(axes))
-        return tensor.reshape((1,) * drop + tensor.shape)
-
-
 def _stages(config: VAEConfig) -> list[tuple[str, str, str, str]]:
     """The blocks of all stages: (ours, original, diffusers, kind). Wan 2.1 numbers them in one flat list."""
     rows = []
@@ -123,54 +93,38 @@ def _stages(config: VAEConfig) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def abstract_parameters(config: VAEConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape and type of every parameter by dotted name, without allocating any."""
-    state = nnx.eval_shape(lambda: nnx.state(WanVAE(config, nnx.Rngs(0)), nnx.Param))
-    return {_dotted(path): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
-
-
 def mapping(config: VAEConfig, layout: Layout) -> dict[str, Entry]:
     """For every parameter of ours, by dotted name, its place in a checkpoint of this layout."""
     column = {"original": 1, "diffusers": 2}[layout]
-    present = abstract_parameters(config)
-    table: dict[str, Entry] = {}
+    rows = []
     for row in (*_FIXED, *_stages(config)):
         for part in _BLOCKS.get(row[3], (("", "", "", row[3]),)):
             ours, theirs = (".".join(filter(None, (row[i], part[i]))) for i in (0, column))
-            for leaf, name, transform in _LEAVES[part[3]]:
-                if f"{ours}.{leaf}" in present:  # a block may lack its shortcut or temporal convolution
-                    table[f"{ours}.{leaf}"] = Entry(f"{theirs}.{name}", transform)
-    return table
+            rows.append((ours, theirs, part[3]))
+    present = abstract_parameters(config)  # a block may lack its shortcut or temporal convolution
+    return {name: entry for name, entry in tables.table_of(rows, _KINDS).items() if name in present}
+
+
+def abstract_parameters(config: VAEConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and type of every parameter by dotted name, without allocating any."""
+    return tables.abstract_parameters(lambda: WanVAE(config, nnx.Rngs(0)))
+
+
+def torch_shapes(config: VAEConfig, layout: Layout) -> dict[str, Shape]:
+    """Name and shape of every tensor of a checkpoint of this layout, without allocating any."""
+    return tables.torch_shapes(mapping(config, layout), abstract_parameters(config))
 
 
 def from_torch(tensors: Mapping[str, Any], config: VAEConfig, layout: Layout = "diffusers") -> dict[str, np.ndarray]:
     """Parameters by dotted name from a PyTorch state dict (arrays, or tensors that numpy can read).
 
     Raises:
-      ValueError: naming every tensor that is missing, unexpected or of another shape.
+      InputError: naming every tensor that is missing, unexpected or of another shape.
     """
-    table, shapes = mapping(config, layout), abstract_parameters(config)
-    names = {entry.name for entry in table.values()}
-    problems = [f"missing {name}" for name in sorted(names - set(tensors))]
-    problems += [f"unexpected {name}" for name in sorted(set(tensors) - names)]
-    result = {}
-    for ours, entry in table.items():
-        if entry.name in tensors:
-            tensor = np.asarray(tensors[entry.name])
-            expected = entry.shape(shapes[ours].shape)
-            if tensor.shape != expected:
-                problems.append(f"{entry.name} has shape {tensor.shape}, expected {expected}")
-            else:
-                result[ours] = entry.from_torch(tensor)
-    if problems:
-        raise ValueError(f"{len(problems)} problems in VAE weights of layout {layout}: " + "; ".join(problems))
-    return result
+    what = f"VAE weights of layout {layout}"
+    return tables.from_torch(tensors, mapping(config, layout), abstract_parameters(config), what)
 
 
 def to_torch(parameters: Mapping[str, Any], config: VAEConfig, layout: Layout = "diffusers") -> dict[str, np.ndarray]:
     """The inverse of `from_torch`."""
-    return {entry.name: entry.to_torch(np.asarray(parameters[ours])) for ours, entry in mapping(config, layout).items()}
-
-
-def _dotted(path: tuple[Any, ...]) -> str:
-    return ".".join(map(str, path))
+    return tables.to_torch(parameters, mapping(config, layout))

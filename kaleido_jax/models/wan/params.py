@@ -7,46 +7,28 @@ the layer.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
+import jax
 import numpy as np
-from einops import rearrange
 from flax import nnx
 
+from kaleido_jax.models import mapping as tables
+from kaleido_jax.models.mapping import MATRIX, SAME, Entry, Kind, Shape, Transform
 from kaleido_jax.models.wan.config import WanConfig
 from kaleido_jax.models.wan.modeling import WanTransformer
 
 Layout = Literal["original", "diffusers"]
 
+# How the patch embedding's weight becomes ours depends on the size of a patch; it is put in its place by `mapping`.
+_TABLE = Transform("1 rows dim -> rows dim")
 
-@dataclasses.dataclass(frozen=True)
-class Transform:
-    """How a tensor of PyTorch becomes one of ours, and back; neither touches the values."""
-
-    from_torch: Callable[[np.ndarray, WanConfig], np.ndarray]
-    to_torch: Callable[[np.ndarray, WanConfig], np.ndarray]
-
-
-def _patch_sizes(config: WanConfig) -> dict[str, int]:
-    return dict(zip(("pt", "ph", "pw"), config.patch))
-
-
-_SAME = Transform(lambda x, config: x, lambda x, config: x)
-_MATRIX = Transform(lambda x, config: x.T, lambda x, config: x.T)
-_TABLE = Transform(lambda x, config: x[0], lambda x, config: x[None])
-_PATCHES = Transform(
-    lambda x, config: rearrange(x, "dim c pt ph pw -> (pt ph pw c) dim"),
-    lambda x, config: rearrange(x, "(pt ph pw c) dim -> dim c pt ph pw", **_patch_sizes(config)),
-)
-
-# Kind of module -> (our tensor, PyTorch's tensor, transform). A table of modulation is a tensor itself.
-_TENSORS: dict[str, tuple[tuple[str, str, Transform], ...]] = {
-    "linear": ((".kernel", ".weight", _MATRIX), (".bias", ".bias", _SAME)),
-    "patches": ((".kernel", ".weight", _PATCHES), (".bias", ".bias", _SAME)),
-    "layer norm": ((".scale", ".weight", _SAME), (".bias", ".bias", _SAME)),
-    "rms norm": ((".scale", ".weight", _SAME),),
+# A table of modulation is a tensor itself.
+_KINDS: dict[str, Kind] = {
+    "linear": ((".kernel", ".weight", MATRIX), (".bias", ".bias", SAME)),
+    "layer norm": ((".scale", ".weight", SAME), (".bias", ".bias", SAME)),
+    "rms norm": ((".scale", ".weight", SAME),),
     "table": (("", "", _TABLE),),
 }
 
@@ -108,78 +90,40 @@ _IMAGE_MODULES: tuple[tuple[str, str, str, str], ...] = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """Where one of our tensors lies in a checkpoint: one name, or one for each layer, which are stacked here."""
-
-    names: tuple[str, ...]
-    stacked: bool
-    transform: Transform
-
-    def from_torch(self, tensors: Mapping[str, np.ndarray], config: WanConfig) -> np.ndarray:
-        ours = [self.transform.from_torch(tensors[name], config) for name in self.names]
-        return np.stack(ours) if self.stacked else ours[0]
-
-    def to_torch(self, ours: np.ndarray, config: WanConfig) -> dict[str, np.ndarray]:
-        layers = ours if self.stacked else ours[None]
-        return {name: self.transform.to_torch(x, config) for name, x in zip(self.names, layers)}
+def _patches(patch: tuple[int, int, int]) -> Kind:
+    sizes = tuple(zip(("pt", "ph", "pw"), patch))
+    weight = Transform("dim c pt ph pw -> (pt ph pw c) dim", sizes)
+    return (".kernel", ".weight", weight), (".bias", ".bias", SAME)
 
 
 def mapping(config: WanConfig, layout: Layout) -> dict[str, Entry]:
     """For every parameter of ours, by dotted name, its place in a checkpoint of this layout."""
     column = {"original": 1, "diffusers": 2}[layout]
-    table = {}
-    for row in _MODULES + (_IMAGE_MODULES if config.image_dim is not None else ()):
-        stacked = "{}" in row[column]
-        for ours, theirs, transform in _TENSORS[row[3]]:
-            name = row[column] + theirs
-            names = tuple(name.format(layer) for layer in range(config.layers)) if stacked else (name,)
-            table[row[0] + ours] = Entry(names, stacked, transform)
-    return table
+    rows = _MODULES + (_IMAGE_MODULES if config.image_dim is not None else ())
+    kinds = _KINDS | {"patches": _patches(config.patch)}
+    return tables.table_of(((row[0], row[column], row[3]) for row in rows), kinds, config.layers)
 
 
-def abstract_parameters(config: WanConfig) -> dict[str, Any]:
-    """Shape and dtype (jax.ShapeDtypeStruct) of every parameter by dotted name, without allocating any."""
-    return flatten(nnx.eval_shape(lambda: WanTransformer(config, nnx.Rngs(0))))
+def abstract_parameters(config: WanConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and dtype of every parameter by dotted name, without allocating any."""
+    return tables.abstract_parameters(lambda: WanTransformer(config, nnx.Rngs(0)))
 
 
-def torch_shapes(config: WanConfig, layout: Layout) -> dict[str, tuple[int, ...]]:
+def torch_shapes(config: WanConfig, layout: Layout) -> dict[str, Shape]:
     """Name and shape of every tensor of a checkpoint of this layout, without allocating any."""
-    ours, shapes = abstract_parameters(config), {}
-    for name, entry in mapping(config, layout).items():
-        # A view of a single number has the shape and costs no memory.
-        shape = ours[name].shape[1:] if entry.stacked else ours[name].shape
-        shapes |= dict.fromkeys(entry.names, entry.transform.to_torch(np.broadcast_to(np.int8(0), shape), config).shape)
-    return shapes
+    return tables.torch_shapes(mapping(config, layout), abstract_parameters(config))
 
 
 def from_torch(tensors: Mapping[str, Any], config: WanConfig, layout: Layout = "diffusers") -> dict[str, np.ndarray]:
     """Parameters by dotted name from a PyTorch state dict (arrays, or tensors that numpy can read).
 
     Raises:
-      ValueError: naming every tensor that is missing, unexpected or of another shape.
+      InputError: naming every tensor that is missing, unexpected or of another shape.
     """
-    shapes = torch_shapes(config, layout)
-    problems = [f"missing {name}" for name in sorted(shapes.keys() - tensors.keys())]
-    problems += [f"unexpected {name}" for name in sorted(tensors.keys() - shapes.keys())]
-    for name in sorted(shapes.keys() & tensors.keys()):
-        if tuple(tensors[name].shape) != shapes[name]:
-            problems.append(f"{name} has shape {tuple(tensors[name].shape)}, expected {shapes[name]}")
-    if problems:
-        raise ValueError(f"{len(problems)} problems in Wan weights of layout {layout}: " + "; ".join(problems))
-    arrays = {name: np.asarray(tensor) for name, tensor in tensors.items()}
-    return {name: entry.from_torch(arrays, config) for name, entry in mapping(config, layout).items()}
+    what = f"Wan weights of layout {layout}"
+    return tables.from_torch(tensors, mapping(config, layout), abstract_parameters(config), what)
 
 
 def to_torch(parameters: Mapping[str, Any], config: WanConfig, layout: Layout = "diffusers") -> dict[str, np.ndarray]:
     """The inverse of `from_torch`."""
-    tensors: dict[str, np.ndarray] = {}
-    for name, entry in mapping(config, layout).items():
-        tensors |= entry.to_torch(np.asarray(parameters[name]), config)
-    return tensors
-
-
-def flatten(model: WanTransformer) -> dict[str, Any]:
-    """The parameters of a model by dotted name."""
-    leaves = nnx.to_flat_state(nnx.state(model, nnx.Param))
-    return {".".join(map(str, path)): leaf.get_value() for path, leaf in leaves}
+    return tables.to_torch(parameters, mapping(config, layout))

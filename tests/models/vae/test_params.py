@@ -31,7 +31,7 @@ def test_names_and_shapes_are_those_of_diffusers(name):
     shapes = vae_params.abstract_parameters(config)
     table = vae_params.mapping(config, "diffusers")
     assert table.keys() == shapes.keys()
-    ours = {entry.name: entry.shape(shapes[key].shape) for key, entry in table.items()}
+    ours = vae_params.torch_shapes(config, "diffusers")
     theirs = {key: tuple(value.shape) for key, value in meta_peer(config).state_dict().items()}
     assert ours == theirs
 
@@ -60,7 +60,7 @@ def test_original_names_convert_to_those_of_diffusers(name):
     """The published renaming from the original files to diffusers, applied to our original names, gives our others."""
     config = RELEASES[name]
     original, converted = (vae_params.mapping(config, layout) for layout in ("original", "diffusers"))
-    assert len({entry.name for entry in original.values()}) == len(original)
+    assert len({entry.names[0] for entry in original.values()}) == len(original)
 
     def published(key: str) -> str:
         key = converted_residual_names(key)
@@ -85,8 +85,8 @@ def test_original_names_convert_to_those_of_diffusers(name):
             )
         return key.replace("encoder.downsamples.", "encoder.down_blocks.")
 
-    assert {ours: published(entry.name) for ours, entry in original.items()} == {
-        ours: entry.name for ours, entry in converted.items()
+    assert {ours: published(entry.names[0]) for ours, entry in original.items()} == {
+        ours: entry.names[0] for ours, entry in converted.items()
     }
     assert all(entry.transform == converted[ours].transform for ours, entry in original.items())
 

@@ -1,71 +1,68 @@
-"""Names of the UMT5 encoder's weights here, in the Hugging Face layout, and in Wan's original file.
+"""Names and shapes of the UMT5 encoder's weights in the releases that hold them, as data.
 
-`RULES` is the whole mapping. A linear layer's weight is [out, in] in both releases and [in, out] here; weights of a
-block exist once per layer there and stacked on a leading axis here.
+Two layouts: "huggingface" (UMT5EncoderModel) and "wan" (Wan's original models_t5_umt5-xxl-enc-bf16.pth). Each row of
+the table names one module of ours and what it is called there, with {} for the layer.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
 import numpy as np
 from flax import nnx
 
-from kaleido_jax.errors import InputError
+from kaleido_jax.models import mapping as tables
+from kaleido_jax.models.mapping import MATRIX, SAME, Entry, Kind, Shape
 from kaleido_jax.models.text.umt5.config import UMT5Config
 from kaleido_jax.models.text.umt5.modeling import UMT5Encoder
 
 Layout = Literal["huggingface", "wan"]
 
+_KINDS: dict[str, Kind] = {
+    "linear": ((".kernel", ".weight", MATRIX),),
+    "norm": ((".scale", ".weight", SAME),),
+    "table": (("", ".weight", SAME),),
+}
 
-@dataclass(frozen=True)
-class Rule:
-    """One weight: its dotted name here and its name in each layout, where {i} is the layer."""
-
-    ours: str
-    huggingface: str
-    wan: str
-    transpose: bool = False
-
-    @property
-    def stacked(self) -> bool:
-        """Whether there is one tensor for each layer."""
-        return "{i}" in self.wan
-
-    def names(self, layout: Layout, layers: int) -> list[str]:
-        """The names of its tensors in that layout, in the order of the layers."""
-        name = self.wan if layout == "wan" else self.huggingface
-        return [name.format(i=i) for i in range(layers)] if self.stacked else [name]
-
-
-_HF, _WAN = "encoder.block.{i}.layer.", "blocks.{i}."
-RULES = (
-    Rule("token_embedding", "shared.weight", "token_embedding.weight"),
-    Rule("blocks.norm1.scale", _HF + "0.layer_norm.weight", _WAN + "norm1.weight"),
-    Rule("blocks.attention.query.kernel", _HF + "0.SelfAttention.q.weight", _WAN + "attn.q.weight", True),
-    Rule("blocks.attention.key.kernel", _HF + "0.SelfAttention.k.weight", _WAN + "attn.k.weight", True),
-    Rule("blocks.attention.value.kernel", _HF + "0.SelfAttention.v.weight", _WAN + "attn.v.weight", True),
-    Rule("blocks.attention.out.kernel", _HF + "0.SelfAttention.o.weight", _WAN + "attn.o.weight", True),
-    Rule(
+_HF, _WAN = "encoder.block.{}.layer.", "blocks.{}."
+# (our module, its name in the Hugging Face layout, in Wan's, kind)
+_MODULES: tuple[tuple[str, str, str, str], ...] = (
+    ("token_embedding", "shared", "token_embedding", "table"),
+    ("blocks.norm1", _HF + "0.layer_norm", _WAN + "norm1", "norm"),
+    ("blocks.attention.query", _HF + "0.SelfAttention.q", _WAN + "attn.q", "linear"),
+    ("blocks.attention.key", _HF + "0.SelfAttention.k", _WAN + "attn.k", "linear"),
+    ("blocks.attention.value", _HF + "0.SelfAttention.v", _WAN + "attn.v", "linear"),
+    ("blocks.attention.out", _HF + "0.SelfAttention.o", _WAN + "attn.o", "linear"),
+    (
         "blocks.attention.position_bias",
-        _HF + "0.SelfAttention.relative_attention_bias.weight",
-        _WAN + "pos_embedding.embedding.weight",
+        _HF + "0.SelfAttention.relative_attention_bias",
+        _WAN + "pos_embedding.embedding",
+        "table",
     ),
-    Rule("blocks.norm2.scale", _HF + "1.layer_norm.weight", _WAN + "norm2.weight"),
-    Rule("blocks.feed_forward.gate.kernel", _HF + "1.DenseReluDense.wi_0.weight", _WAN + "ffn.gate.0.weight", True),
-    Rule("blocks.feed_forward.up.kernel", _HF + "1.DenseReluDense.wi_1.weight", _WAN + "ffn.fc1.weight", True),
-    Rule("blocks.feed_forward.down.kernel", _HF + "1.DenseReluDense.wo.weight", _WAN + "ffn.fc2.weight", True),
-    Rule("final_norm.scale", "encoder.final_layer_norm.weight", "norm.weight"),
+    ("blocks.norm2", _HF + "1.layer_norm", _WAN + "norm2", "norm"),
+    ("blocks.feed_forward.gate", _HF + "1.DenseReluDense.wi_0", _WAN + "ffn.gate.0", "linear"),
+    ("blocks.feed_forward.up", _HF + "1.DenseReluDense.wi_1", _WAN + "ffn.fc1", "linear"),
+    ("blocks.feed_forward.down", _HF + "1.DenseReluDense.wo", _WAN + "ffn.fc2", "linear"),
+    ("final_norm", "encoder.final_layer_norm", "norm", "norm"),
 )
 # The Hugging Face layout names the embedding twice; a file may hold either name or both.
 ALIASES = {"encoder.embed_tokens.weight": "shared.weight"}
 
 
-def shapes(config: UMT5Config, layout: Layout) -> dict[str, tuple[int, ...]]:
+def mapping(config: UMT5Config, layout: Layout) -> dict[str, Entry]:
+    """For every parameter of ours, by dotted name, its place in a checkpoint of this layout."""
+    column = {"huggingface": 1, "wan": 2}[layout]
+    return tables.table_of(((row[0], row[column], row[3]) for row in _MODULES), _KINDS, config.layers)
+
+
+def abstract_parameters(config: UMT5Config) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and dtype of every parameter by dotted name, without allocating any."""
+    return tables.abstract_parameters(lambda: UMT5Encoder(config, nnx.Rngs(0)))
+
+
+def shapes(config: UMT5Config, layout: Layout) -> dict[str, Shape]:
     """Name and shape of every tensor of a release in this layout; aliases are not listed. Allocates nothing."""
-    ours = _abstract(config)
-    return {name: _theirs(rule, ours[rule.ours].shape) for rule in RULES for name in rule.names(layout, config.layers)}
+    return tables.torch_shapes(mapping(config, layout), abstract_parameters(config))
 
 
 def from_torch(tensors: Mapping[str, Any], config: UMT5Config, layout: Layout = "huggingface") -> dict[str, np.ndarray]:
@@ -76,41 +73,12 @@ def from_torch(tensors: Mapping[str, Any], config: UMT5Config, layout: Layout = 
     """
     aliases = ALIASES if layout == "huggingface" else {}
     tensors = {aliases.get(name, name): tensor for name, tensor in tensors.items()}
-    expected = shapes(config, layout)
-    problems = [f"missing {name}" for name in expected if name not in tensors]
-    problems += [f"unexpected {name}" for name in tensors if name not in expected]
-    problems += [
-        f"{name} has shape {tuple(tensors[name].shape)}, expected {shape}"
-        for name, shape in expected.items()
-        if name in tensors and tuple(tensors[name].shape) != shape
-    ]
-    if problems:
-        raise InputError(f"{len(problems)} problems in UMT5 weights of layout {layout}: {'; '.join(problems)}.")
-    parameters = {}
-    for rule in RULES:
-        arrays = [np.asarray(tensors[name]) for name in rule.names(layout, config.layers)]
-        arrays = [array.T if rule.transpose else array for array in arrays]
-        parameters[rule.ours] = np.stack(arrays) if rule.stacked else arrays[0]
-    return parameters
+    what = f"UMT5 weights of layout {layout}"
+    return tables.from_torch(tensors, mapping(config, layout), abstract_parameters(config), what)
 
 
 def to_torch(
     parameters: Mapping[str, Any], config: UMT5Config, layout: Layout = "huggingface"
 ) -> dict[str, np.ndarray]:
     """The inverse of `from_torch`; the embedding under its first name only."""
-    tensors = {}
-    for rule in RULES:
-        value = np.asarray(parameters[rule.ours])
-        for name, array in zip(rule.names(layout, config.layers), value if rule.stacked else [value], strict=True):
-            tensors[name] = array.T if rule.transpose else array
-    return tensors
-
-
-def _abstract(config: UMT5Config) -> dict[str, jax.ShapeDtypeStruct]:
-    state = nnx.eval_shape(lambda: nnx.state(UMT5Encoder(config, nnx.Rngs(0)), nnx.Param))
-    return {".".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
-
-
-def _theirs(rule: Rule, ours: tuple[int, ...]) -> tuple[int, ...]:
-    shape = ours[1:] if rule.stacked else ours
-    return shape[::-1] if rule.transpose else shape
+    return tables.to_torch(parameters, mapping(config, layout))
