@@ -70,6 +70,38 @@ def test_json_round_trip_and_unknown_fields():
         config.from_json(Outer, values)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"train": {"steps": "many"}}, "config.train cannot be read as Inner"),
+        ({"other": {"size": [1, 2], "widht": 3}}, "config.other has no field widht$"),
+    ],
+)
+def test_json_that_cannot_be_read_names_the_place(values, message):
+    with pytest.raises(InputError, match=message):
+        config.from_json(Outer, values)
+
+
+def test_json_without_a_field_that_has_no_default():
+    @dataclass(frozen=True, kw_only=True)
+    class Needed:
+        width: int
+
+    with pytest.raises(InputError, match=r"model cannot be read as Needed: .*'width'"):
+        config.from_json(Needed, {}, "model")
+
+
+def test_dotted_fields_are_the_names_that_override_takes():
+    fields = dict(config.dotted_fields(Outer(train=Inner(steps=9))))
+    assert list(fields) == ["seed", "train.steps", "train.minutes", "train.name", "train.size", "other"]
+    assert fields["train.steps"] == 9 and fields["other"] is None
+
+
+def test_nearest_says_nothing_when_nothing_is_near():
+    assert config.nearest("stpes", ["steps", "batch"]) == "; did you mean steps?"
+    assert config.nearest("zzz", ["steps", "batch"]) == ""
+
+
 def test_load_reads_config_and_names_what_is_missing(tmp_path):
     (tmp_path / "small.py").write_text("def config():\n    return 5\n")
     (tmp_path / "empty.py").write_text("x = 1\n")
@@ -78,3 +110,6 @@ def test_load_reads_config_and_names_what_is_missing(tmp_path):
         config.load(tmp_path / "empty.py")
     with pytest.raises(UsageError, match=r"smal\.py; did you mean .*small\.py"):
         config.load(tmp_path / "smal.py")
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(UsageError, match=r"notes\.txt is not a Python file"):
+        config.load(tmp_path / "notes.txt")
