@@ -8,6 +8,7 @@ tables with `table_of`; what is done with them is written once, here and in `kal
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -183,6 +184,18 @@ def differences(found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> li
     return problems
 
 
+def size_of(shapes: Mapping[str, Shape], name: str, axis: int) -> int:
+    """The size of one axis of a checkpoint's tensor, for finding a model's sizes; InputError if there is none."""
+    if name not in shapes or len(shapes[name]) <= axis:
+        raise InputError(f"the sizes of the model cannot be told: {name} is missing or has no axis {axis}.")
+    return int(shapes[name][axis])
+
+
+def layers_of(shapes: Mapping[str, Shape], name: str) -> int:
+    """How many layers a checkpoint has, from the name of a tensor of each, with {} for the layer."""
+    return next(layer for layer in itertools.count() if name.format(layer) not in shapes)
+
+
 def from_torch(tensors: Mapping[str, Any], table: Table, ours: Mapping[str, Any], what: str) -> dict[str, np.ndarray]:
     """Parameters by dotted name from a PyTorch state dict (arrays, or tensors that numpy can read).
 
@@ -214,6 +227,45 @@ def to_torch(parameters: Mapping[str, Any], table: Table) -> dict[str, np.ndarra
         ]
         tensors[name] = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
     return tensors
+
+
+def layers_of(names: Iterable[str], prefix: str) -> int:
+    """How many layers a checkpoint has whose tensors are called `prefix`0.…, `prefix`1.… and so on.
+
+    Raises:
+      InputError: there is none.
+    """
+    rests = (name.removeprefix(prefix).partition(".")[0] for name in names if name.startswith(prefix))
+    numbers = [int(rest) for rest in rests if rest.isdecimal() and len(rest) < 6]
+    if not numbers:
+        raise InputError(f"there is no tensor {prefix}0.…, so that the number of layers cannot be told")
+    return max(numbers) + 1
+
+
+def shape_of(shapes: Mapping[str, Shape], name: str, rank: int) -> Shape:
+    """The shape of a tensor from which sizes are told.
+
+    Raises:
+      InputError: it is missing, or has another rank.
+    """
+    if name not in shapes:
+        raise InputError(f"there is no tensor {name}, so that the sizes of the model cannot be told")
+    if len(shapes[name]) != rank:
+        raise InputError(f"{name} has shape {tuple(shapes[name])}; expected {rank} axes")
+    return tuple(shapes[name])
+
+
+def told(document: Mapping[str, Any] | None, key: str, otherwise: int | None) -> int:
+    """A positive whole number of a checkpoint's config.json, or what its tensors say if it is silent.
+
+    Raises:
+      InputError: the value is no such number, or neither of them says it.
+    """
+    value = (document or {}).get(key)
+    value = otherwise if value is None else value
+    if type(value) is not int or value < 1:
+        raise InputError(f"{key} of the config.json is {value!r}; expected a positive whole number")
+    return value
 
 
 def flatten(module: nnx.Module) -> dict[str, Any]:

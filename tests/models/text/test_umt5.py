@@ -1,4 +1,4 @@
-"""The UMT5 encoder against transformers' UMT5EncoderModel, which nobody here wrote."""
+"""The UMT5 and T5 encoders against transformers' UMT5EncoderModel and T5EncoderModel, which nobody here wrote."""
 
 import dataclasses
 import math
@@ -25,18 +25,21 @@ CONFIGS = {
     "one head": UMT5Config(
         vocab_size=19, dim=7, heads=1, head_dim=9, ffn_dim=11, layers=2, buckets=8, max_distance=40, eps=1e-5
     ),
+    "T5": UMT5Config(vocab_size=23, dim=12, heads=2, head_dim=5, ffn_dim=18, layers=3, shared_positions=True),
 }
 # Padded length and the lengths of the texts in it; 150 tokens lie beyond max_distance.
 BATCHES = {"short": (7, (7, 3, 1)), "one token": (1, (1,)), "long": (150, (150, 141))}
 
 
-def peer(config: UMT5Config) -> transformers.UMT5EncoderModel:
-    return transformers.UMT5EncoderModel(
-        transformers.UMT5Config(
+def peer(config: UMT5Config) -> transformers.UMT5EncoderModel | transformers.T5EncoderModel:
+    t5 = config.shared_positions
+    model = transformers.T5EncoderModel if t5 else transformers.UMT5EncoderModel
+    return model(
+        (transformers.T5Config if t5 else transformers.UMT5Config)(
             vocab_size=config.vocab_size, d_model=config.dim, d_kv=config.head_dim, d_ff=config.ffn_dim,
             num_layers=config.layers, num_heads=config.heads, relative_attention_num_buckets=config.buckets,
             relative_attention_max_distance=config.max_distance, layer_norm_epsilon=config.eps, dropout_rate=0.0,
-            attn_implementation="eager",
+            feed_forward_proj="gated-gelu", attn_implementation="eager",
         )
     ).eval()  # fmt: skip
 
@@ -111,8 +114,9 @@ def test_padding_is_zero_and_read_by_nobody():
     assert np.all(first[0, 5:] == 0) and np.all(first[1] == 0) and np.all(first[0, :5] != 0)
 
 
-def test_gradients_equal_transformers():
-    config = CONFIGS["narrow heads"]
+@pytest.mark.parametrize("name", ["narrow heads", "T5"])
+def test_gradients_equal_transformers(name):
+    config = CONFIGS[name]
     model = randomised(peer(config), seed=4)
     ids, lengths = batch(config, 11, (11, 4), seed=5)
     weights = np.random.default_rng(6).normal(size=(2, 11, config.dim)).astype(np.float32)
@@ -158,8 +162,9 @@ def test_bfloat16_stays_near_float32():
 
 
 @pytest.mark.parametrize("layout", ["huggingface", "wan"])
-def test_weights_round_trip(layout):
-    config = CONFIGS["wide heads"]
+@pytest.mark.parametrize("name", ["wide heads", "T5"])
+def test_weights_round_trip(layout, name):
+    config = CONFIGS[name]
     state = nnx.to_flat_state(nnx.state(UMT5Encoder(config, nnx.Rngs(9)), nnx.Param))
     ours = {".".join(path): np.asarray(leaf.get_value()) for path, leaf in state}
     tensors = umt5_params.to_torch(ours, config, layout)
@@ -170,8 +175,8 @@ def test_weights_round_trip(layout):
         np.testing.assert_array_equal(back[name], ours[name])
 
 
-def test_full_size_names_and_shapes_equal_transformers():
-    config = UMT5Config.xxl()
+@pytest.mark.parametrize("config", [UMT5Config.xxl(), UMT5Config.t5_xxl()], ids=["UMT5", "T5"])
+def test_full_size_names_and_shapes_equal_transformers(config):
     with torch.device("meta"):
         model = peer(config)
     theirs = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

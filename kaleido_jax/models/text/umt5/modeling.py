@@ -1,4 +1,6 @@
-"""The UMT5 encoder (arXiv 2304.09151): T5's, with a relative-position table in every layer.
+"""The UMT5 encoder (arXiv 2304.09151): T5's (arXiv 1910.10683), with a relative-position table in every layer.
+
+With `shared_positions` it is T5 1.1's own: one table, which all layers read.
 
 Norms and the softmax are in float32 whatever the type of the activations.
 """
@@ -21,6 +23,10 @@ def _linear(inputs: int, outputs: int, rngs: nnx.Rngs, std: float | None = None)
     return Linear(inputs, outputs, rngs, init=nnx.initializers.normal(inputs**-0.5 if std is None else std), bias=False)
 
 
+def _position_table(config: UMT5Config, rngs: nnx.Rngs) -> nnx.Param:
+    return nnx.Param(config.dim**-0.5 * jax.random.normal(rngs.params(), (config.buckets, config.heads)))
+
+
 class SelfAttention(nnx.Module):
     """Attention with an additive bias by bucketed distance and no 1/sqrt(head_dim) (the initial queries are small)."""
 
@@ -31,12 +37,14 @@ class SelfAttention(nnx.Module):
         self.key = _linear(config.dim, inner, rngs)
         self.value = _linear(config.dim, inner, rngs)
         self.out = _linear(inner, config.dim, rngs)
-        self.position_bias = nnx.Param(
-            config.dim**-0.5 * jax.random.normal(rngs.params(), (config.buckets, config.heads))
-        )
+        self.position_bias = None if config.shared_positions else _position_table(config, rngs)
 
     def __call__(
-        self, x: Float[Array, "b m d"], buckets: Int[Array, "m m"], present: Bool[Array, "b m"]
+        self,
+        x: Float[Array, "b m d"],
+        buckets: Int[Array, "m m"],
+        present: Bool[Array, "b m"],
+        shared: Float[Array, "buckets h"] | None,
     ) -> Float[Array, "b m d"]:
         q, k, v = (
             rearrange(project(x), "b m (h d) -> b m h d", h=self.heads)
@@ -44,7 +52,9 @@ class SelfAttention(nnx.Module):
         )
         einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None)
         scores = einsum("bqhd,bkhd->bhqk", q, k).astype(jnp.float32)
-        bias = rearrange(self.position_bias[...].astype(jnp.float32)[buckets], "q k h -> 1 h q k")
+        table = shared if self.position_bias is None else self.position_bias[...]
+        assert table is not None
+        bias = rearrange(table.astype(jnp.float32)[buckets], "q k h -> 1 h q k")
         # A finite floor: a text of length 0 has rows with nothing to read, and those must not become NaN.
         scores = jnp.where(present[:, None, None, :], scores + bias, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
@@ -73,9 +83,13 @@ class Block(nnx.Module):
         self.feed_forward = FeedForward(config, rngs)
 
     def __call__(
-        self, x: Float[Array, "b m d"], buckets: Int[Array, "m m"], present: Bool[Array, "b m"]
+        self,
+        x: Float[Array, "b m d"],
+        buckets: Int[Array, "m m"],
+        present: Bool[Array, "b m"],
+        shared: Float[Array, "buckets h"] | None,
     ) -> Float[Array, "b m d"]:
-        x = x + self.attention(self.norm1(x), buckets, present)
+        x = x + self.attention(self.norm1(x), buckets, present, shared)
         return x + self.feed_forward(self.norm2(x))
 
 
@@ -85,19 +99,22 @@ class UMT5Encoder(nnx.Module):
     def __init__(self, config: UMT5Config, rngs: nnx.Rngs):
         self.config = config
         self.token_embedding = nnx.Param(jax.random.normal(rngs.params(), (config.vocab_size, config.dim)))
+        self.position_bias = _position_table(config, rngs) if config.shared_positions else None
         self.blocks = stack(functools.partial(Block, config), config.layers, rngs)
         self.final_norm = RMSNorm(config.dim, eps=config.eps)
 
     def __call__(self, ids: Int[Array, "b m"], lengths: Int[Array, "b"]) -> Float[Array, "b m d"]:
         """Encodes right-padded ids of which the first `lengths` are real.
 
-        Padding is read by nobody, and its outputs are zero: Wan's transformer takes zero-padded text.
+        Padding is read by nobody, and its outputs are zero: Wan's transformer takes zero-padded text. FLUX reads its
+        padding like words: give it the padded length as `lengths`.
         """
         tokens = ids.shape[1]
         present = jnp.arange(tokens)[None, :] < lengths[:, None]
         buckets = jnp.asarray(distance_buckets(tokens, self.config.buckets, self.config.max_distance))
         x = self.token_embedding[...][ids].astype(self.config.dtype)
-        x, _ = scan(self.blocks, lambda block, x, state: (block(x, buckets, present), state), x)
+        shared = None if self.position_bias is None else self.position_bias[...]
+        x, _ = scan(self.blocks, lambda block, x, state: (block(x, buckets, present, shared), state), x)
         return jnp.where(present[:, :, None], self.final_norm(x), jnp.zeros((), x.dtype))
 
 

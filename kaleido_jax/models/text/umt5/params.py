@@ -11,8 +11,9 @@ import jax
 import numpy as np
 from flax import nnx
 
+from kaleido_jax.errors import InputError
 from kaleido_jax.models import mapping as tables
-from kaleido_jax.models.mapping import MATRIX, SAME, Entry, Kind, Shape
+from kaleido_jax.models.mapping import MATRIX, SAME, Entry, Kind, Shape, layers_of, shape_of, told
 from kaleido_jax.models.text.umt5.config import UMT5Config
 from kaleido_jax.models.text.umt5.modeling import UMT5Encoder
 
@@ -33,26 +34,34 @@ _MODULES: tuple[tuple[str, str, str, str], ...] = (
     ("blocks.attention.key", _HF + "0.SelfAttention.k", _WAN + "attn.k", "linear"),
     ("blocks.attention.value", _HF + "0.SelfAttention.v", _WAN + "attn.v", "linear"),
     ("blocks.attention.out", _HF + "0.SelfAttention.o", _WAN + "attn.o", "linear"),
-    (
-        "blocks.attention.position_bias",
-        _HF + "0.SelfAttention.relative_attention_bias",
-        _WAN + "pos_embedding.embedding",
-        "table",
-    ),
     ("blocks.norm2", _HF + "1.layer_norm", _WAN + "norm2", "norm"),
     ("blocks.feed_forward.gate", _HF + "1.DenseReluDense.wi_0", _WAN + "ffn.gate.0", "linear"),
     ("blocks.feed_forward.up", _HF + "1.DenseReluDense.wi_1", _WAN + "ffn.fc1", "linear"),
     ("blocks.feed_forward.down", _HF + "1.DenseReluDense.wo", _WAN + "ffn.fc2", "linear"),
     ("final_norm", "encoder.final_layer_norm", "norm", "norm"),
 )
+# The table of relative positions: of each layer, or (T5) the first one's, which all layers share.
+_POSITIONS = (
+    "blocks.attention.position_bias",
+    _HF + "0.SelfAttention.relative_attention_bias",
+    _WAN + "pos_embedding.embedding",
+    "table",
+)
+_SHARED_POSITIONS = (
+    "position_bias",
+    _HF.format(0) + "0.SelfAttention.relative_attention_bias",
+    "pos_embedding.embedding",
+    "table",
+)
 # The Hugging Face layout names the embedding twice; a file may hold either name or both.
-ALIASES = {"encoder.embed_tokens.weight": "shared.weight"}
+ALIASES = {"huggingface": {"encoder.embed_tokens.weight": "shared.weight"}}
 
 
 def mapping(config: UMT5Config, layout: Layout) -> dict[str, Entry]:
     """For every parameter of ours, by dotted name, its place in a checkpoint of this layout."""
     column = {"huggingface": 1, "wan": 2}[layout]
-    return tables.table_of(((row[0], row[column], row[3]) for row in _MODULES), _KINDS, config.layers)
+    rows = (*_MODULES, _SHARED_POSITIONS if config.shared_positions else _POSITIONS)
+    return tables.table_of(((row[0], row[column], row[3]) for row in rows), _KINDS, config.layers)
 
 
 def abstract_parameters(config: UMT5Config) -> dict[str, jax.ShapeDtypeStruct]:
@@ -71,7 +80,7 @@ def from_torch(tensors: Mapping[str, Any], config: UMT5Config, layout: Layout = 
     Raises:
         InputError: naming every tensor that is missing, unexpected, or of another shape.
     """
-    aliases = ALIASES if layout == "huggingface" else {}
+    aliases = ALIASES.get(layout, {})
     tensors = {aliases.get(name, name): tensor for name, tensor in tensors.items()}
     what = f"UMT5 weights of layout {layout}"
     return tables.from_torch(tensors, mapping(config, layout), abstract_parameters(config), what)
@@ -82,3 +91,58 @@ def to_torch(
 ) -> dict[str, np.ndarray]:
     """The inverse of `from_torch`; the embedding under its first name only."""
     return tables.to_torch(parameters, mapping(config, layout))
+
+
+# Our field -> its key in the Hugging Face config.json.
+_DOCUMENT_KEYS = {
+    "vocab_size": "vocab_size",
+    "dim": "d_model",
+    "heads": "num_heads",
+    "head_dim": "d_kv",
+    "ffn_dim": "d_ff",
+    "layers": "num_layers",
+    "buckets": "relative_attention_num_buckets",
+    "max_distance": "relative_attention_max_distance",
+}
+
+
+def config_from(shapes: Mapping[str, Shape], layout: Layout, document: Mapping[str, Any] | None = None) -> UMT5Config:
+    """The sizes of a checkpoint with tensors of these shapes; its config.json wins where it says something.
+
+    Raises:
+      InputError: naming what cannot be told.
+    """
+    column = {"huggingface": 1, "wan": 2}[layout]
+    names = {row[0]: f"{row[column].format(0)}.weight" for row in _MODULES}
+    vocab_size, dim = shape_of(shapes, names["token_embedding"], 2)
+    buckets, heads = shape_of(shapes, names["blocks.attention.position_bias"], 2)
+    values = {
+        "vocab_size": vocab_size,
+        "dim": dim,
+        "heads": heads,
+        "head_dim": shape_of(shapes, names["blocks.attention.query"], 2)[0] // heads,
+        "ffn_dim": shape_of(shapes, names["blocks.feed_forward.up"], 2)[0],
+        "layers": layers_of(shapes, names["blocks.norm1"].partition("0.")[0]),
+        "buckets": buckets,
+        "max_distance": 128,
+    }
+    values = {field: told(document, key, values[field]) for field, key in _DOCUMENT_KEYS.items()}
+    try:
+        return UMT5Config(**values, eps=(document or {}).get("layer_norm_epsilon", 1e-6))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"these are not the sizes of a UMT5 encoder: {error}") from error
+
+
+def config_document(config: UMT5Config, layout: Layout) -> dict[str, Any]:
+    """The config.json that stands beside weights of this layout; Wan's own has none."""
+    if layout == "wan":
+        return {}
+    values = {key: getattr(config, field) for field, key in _DOCUMENT_KEYS.items()}
+    return (
+        {"architectures": ["UMT5EncoderModel"], "model_type": "umt5", "layer_norm_epsilon": config.eps}
+        | values
+        | {
+            "feed_forward_proj": "gated-gelu",
+            "tie_word_embeddings": False,
+        }
+    )
