@@ -1,0 +1,6 @@
+"""Many devices: meshes, where each parameter and each batch lies on them, and what that costs before it is run."""
+
+from kaleido_jax.parallel.mesh import AXES, MeshConfig
+from kaleido_jax.parallel.partition import partition_spec, shardings
+
+__all__ = ["AXES", "MeshConfig", "partition_spec", "shardings"]
