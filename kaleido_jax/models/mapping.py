@@ -8,7 +8,6 @@ tables with `table_of`; what is done with them is written once, here and in `kal
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -192,8 +191,14 @@ def size_of(shapes: Mapping[str, Shape], name: str, axis: int) -> int:
 
 
 def layers_of(shapes: Mapping[str, Shape], name: str) -> int:
-    """How many layers a checkpoint has, from the name of a tensor of each, with {} for the layer."""
-    return next(layer for layer in itertools.count() if name.format(layer) not in shapes)
+    """How many layers a checkpoint has, from the name of a tensor of each, with {} for the layer; 0 if there is none.
+
+    The last one counts, so that a checkpoint that lost some in between is found to miss them.
+    """
+    begin, end = name.split("{}")
+    names = (found for found in shapes if found.startswith(begin) and found.endswith(end))
+    numbers = (found[len(begin) : len(found) - len(end)] for found in names)
+    return max((int(number) + 1 for number in numbers if number.isdecimal() and len(number) < 6), default=0)
 
 
 def from_torch(tensors: Mapping[str, Any], table: Table, ours: Mapping[str, Any], what: str) -> dict[str, np.ndarray]:
@@ -227,32 +232,6 @@ def to_torch(parameters: Mapping[str, Any], table: Table) -> dict[str, np.ndarra
         ]
         tensors[name] = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
     return tensors
-
-
-def layers_of(names: Iterable[str], prefix: str) -> int:
-    """How many layers a checkpoint has whose tensors are called `prefix`0.…, `prefix`1.… and so on.
-
-    Raises:
-      InputError: there is none.
-    """
-    rests = (name.removeprefix(prefix).partition(".")[0] for name in names if name.startswith(prefix))
-    numbers = [int(rest) for rest in rests if rest.isdecimal() and len(rest) < 6]
-    if not numbers:
-        raise InputError(f"there is no tensor {prefix}0.…, so that the number of layers cannot be told")
-    return max(numbers) + 1
-
-
-def shape_of(shapes: Mapping[str, Shape], name: str, rank: int) -> Shape:
-    """The shape of a tensor from which sizes are told.
-
-    Raises:
-      InputError: it is missing, or has another rank.
-    """
-    if name not in shapes:
-        raise InputError(f"there is no tensor {name}, so that the sizes of the model cannot be told")
-    if len(shapes[name]) != rank:
-        raise InputError(f"{name} has shape {tuple(shapes[name])}; expected {rank} axes")
-    return tuple(shapes[name])
 
 
 def told(document: Mapping[str, Any] | None, key: str, otherwise: int | None) -> int:

@@ -4,6 +4,7 @@ Two layouts: "original" (Wan2.1_VAE.pth, Wan2.2_VAE.pth) and "diffusers" (Autoen
 written for a config; each kind of module knows the names of its tensors in either layout and how a tensor is turned.
 """
 
+import itertools
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -11,8 +12,9 @@ import jax
 import numpy as np
 from flax import nnx
 
+from kaleido_jax.errors import InputError
 from kaleido_jax.models import mapping as tables
-from kaleido_jax.models.mapping import SAME, Entry, Kind, Shape, Transform
+from kaleido_jax.models.mapping import SAME, Entry, Kind, Shape, Transform, size_of
 from kaleido_jax.models.vae.config import VAEConfig
 from kaleido_jax.models.vae.modeling import WanVAE
 
@@ -128,3 +130,100 @@ def from_torch(tensors: Mapping[str, Any], config: VAEConfig, layout: Layout = "
 def to_torch(parameters: Mapping[str, Any], config: VAEConfig, layout: Layout = "diffusers") -> dict[str, np.ndarray]:
     """The inverse of `from_torch`."""
     return tables.to_torch(parameters, mapping(config, layout))
+
+
+# Our field -> its key in diffusers' config.json. Original releases have none.
+_DOCUMENT_KEYS = {
+    "z_dim": "z_dim",
+    "base_dim": "base_dim",
+    "decoder_base_dim": "decoder_base_dim",
+    "dim_mult": "dim_mult",
+    "num_res_blocks": "num_res_blocks",
+    "temporal_downsample": "temperal_downsample",
+    "residual": "is_residual",
+    "latents_mean": "latents_mean",
+    "latents_std": "latents_std",
+}
+
+
+def config_from(shapes: Mapping[str, Shape], layout: Layout, document: Mapping[str, Any] | None = None) -> VAEConfig:
+    """The sizes of a checkpoint with tensors of these shapes; its config.json wins where it says something.
+
+    The statistics of the latents stand in no tensor: without a config.json they are those of the release with as many
+    latent channels.
+
+    Raises:
+      InputError: naming what cannot be told.
+    """
+    conv_in, conv1 = {"original": ("conv1", "residual.2"), "diffusers": ("conv_in", "conv1")}[layout]
+    base_dim, pixels = (size_of(shapes, f"encoder.{conv_in}.weight", axis) for axis in (0, 1))
+    top, z_dim = (size_of(shapes, f"decoder.{conv_in}.weight", axis) for axis in (0, 1))
+    residual = any(
+        name.startswith(("encoder.downsamples.0.downsamples.", "encoder.down_blocks.0.resnets.")) for name in shapes
+    )
+    widths, blocks, temporal = [], [0], []
+    for prefix in _encoder_blocks(shapes, layout, residual):
+        if f"{prefix}.resample.1.weight" in shapes:
+            temporal.append(f"{prefix}.time_conv.weight" in shapes)
+            blocks.append(0)
+        else:
+            blocks[-1] += 1
+            if blocks[-1] == 1:
+                widths.append(size_of(shapes, f"{prefix}.{conv1}.weight", 0))
+    multiples = tuple(width // max(base_dim, 1) for width in widths)
+    release = next((r for r in (VAEConfig.wan2_1(), VAEConfig.wan2_2()) if r.z_dim == z_dim), None)
+    values: dict[str, Any] = {
+        "z_dim": z_dim,
+        "base_dim": base_dim,
+        "decoder_base_dim": top // multiples[-1] if multiples and multiples[-1] else 0,
+        "dim_mult": multiples,
+        "num_res_blocks": blocks[0],
+        "temporal_downsample": tuple(temporal),
+        "residual": residual,
+        "patch_size": 1 if pixels == 3 else 2,
+        "latents_mean": release.latents_mean if release else (),
+        "latents_std": release.latents_std if release else (),
+    }
+    for field, key in _DOCUMENT_KEYS.items():
+        value = (document or {}).get(key)
+        if value is not None:
+            values[field] = tuple(value) if isinstance(value, list) else value
+    try:
+        return VAEConfig(**values)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"these are not the sizes of a Wan VAE: {error}") from error
+
+
+def config_document(config: VAEConfig, layout: Layout) -> dict[str, Any]:
+    """The config.json that stands beside weights of this layout; releases of the original have none."""
+    if layout == "original":
+        return {}
+    values = {key: getattr(config, field) for field, key in _DOCUMENT_KEYS.items()}
+    return (
+        {"_class_name": "AutoencoderKLWan"}
+        | values
+        | {
+            "in_channels": 3 * config.patch_size**2,
+            "out_channels": 3 * config.patch_size**2,
+            "patch_size": None if config.patch_size == 1 else config.patch_size,
+            "scale_factor_spatial": config.spatial_factor,
+            "scale_factor_temporal": config.temporal_factor,
+        }
+    )
+
+
+def _encoder_blocks(shapes: Mapping[str, Shape], layout: Layout, residual: bool) -> list[str]:
+    """The prefixes of the encoder's residual blocks and of those that change its resolution, in order."""
+    found = {name.rpartition(".")[0] for name in shapes}
+    present = lambda prefix: any(name.startswith(f"{prefix}.") for name in found)
+    outer = {"original": "encoder.downsamples.{}", "diffusers": "encoder.down_blocks.{}"}[layout]
+    stages = itertools.takewhile(present, (outer.format(i) for i in range(len(shapes))))
+    if not residual:
+        return list(stages)
+    inner = {"original": "{}.downsamples.{}", "diffusers": "{}.resnets.{}"}[layout]
+    blocks = []
+    for stage in stages:
+        blocks += itertools.takewhile(present, (inner.format(stage, i) for i in range(len(shapes))))
+        if present(f"{stage}.downsampler"):
+            blocks.append(f"{stage}.downsampler")
+    return blocks

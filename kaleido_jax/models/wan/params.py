@@ -5,8 +5,7 @@ module of ours, what it is called there, and how its tensors are turned; a modul
 the layer.
 """
 
-from __future__ import annotations
-
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -14,8 +13,9 @@ import jax
 import numpy as np
 from flax import nnx
 
+from kaleido_jax.errors import InputError
 from kaleido_jax.models import mapping as tables
-from kaleido_jax.models.mapping import MATRIX, SAME, Entry, Kind, Shape, Transform
+from kaleido_jax.models.mapping import MATRIX, SAME, Entry, Kind, Shape, Transform, layers_of, size_of, told
 from kaleido_jax.models.wan.config import WanConfig
 from kaleido_jax.models.wan.modeling import WanTransformer
 
@@ -90,6 +90,19 @@ _IMAGE_MODULES: tuple[tuple[str, str, str, str], ...] = (
 )
 
 
+# Our field -> its key in the config.json of a layout.
+_DOCUMENT_KEYS = {
+    "original": {
+        "dim": "dim", "ffn_dim": "ffn_dim", "heads": "num_heads", "layers": "num_layers", "in_channels": "in_dim",
+        "out_channels": "out_dim", "freq_dim": "freq_dim",
+    },
+    "diffusers": {
+        "ffn_dim": "ffn_dim", "heads": "num_attention_heads", "layers": "num_layers", "in_channels": "in_channels",
+        "out_channels": "out_channels", "text_dim": "text_dim", "freq_dim": "freq_dim",
+    },
+}  # fmt: skip
+
+
 def _patches(patch: tuple[int, int, int]) -> Kind:
     sizes = tuple(zip(("pt", "ph", "pw"), patch))
     weight = Transform("dim c pt ph pw -> (pt ph pw c) dim", sizes)
@@ -127,3 +140,56 @@ def from_torch(tensors: Mapping[str, Any], config: WanConfig, layout: Layout = "
 def to_torch(parameters: Mapping[str, Any], config: WanConfig, layout: Layout = "diffusers") -> dict[str, np.ndarray]:
     """The inverse of `from_torch`."""
     return tables.to_torch(parameters, mapping(config, layout))
+
+
+def config_from(shapes: Mapping[str, Shape], layout: Layout, document: Mapping[str, Any] | None = None) -> WanConfig:
+    """The sizes of a checkpoint with tensors of these shapes; its config.json wins where it says something.
+
+    Raises:
+      InputError: naming what cannot be told.
+    """
+    column = {"original": 1, "diffusers": 2}[layout]
+    names = {row[0]: row[column] for row in _MODULES + _IMAGE_MODULES}
+    axis = lambda ours, number: size_of(shapes, f"{names[ours].format(0)}.weight", number)
+    keys = _DOCUMENT_KEYS[layout]
+    size = lambda field, otherwise: told(document, keys[field], otherwise) if field in keys else otherwise
+    dim, in_channels, *patch = (axis("patch_embedding", number) for number in range(5))
+    heads = size("heads", dim // 128 if dim % 128 == 0 else None)  # all released sizes have heads of 128
+    values = {
+        "dim": heads * told(document, "attention_head_dim", dim // heads)
+        if layout == "diffusers"
+        else size("dim", dim),
+        "ffn_dim": size("ffn_dim", axis("blocks.mlp.first", 0)),
+        "heads": heads,
+        "layers": size("layers", layers_of(shapes, f"{names['blocks.mlp.first']}.weight")),
+        "in_channels": size("in_channels", in_channels),
+        "out_channels": size("out_channels", axis("head.projection", 0) // math.prod(patch)),
+        "patch": tuple(patch),
+        "text_dim": size("text_dim", axis("text_embedding.first", 1)),
+        "freq_dim": size("freq_dim", axis("time_embedding.first", 1)),
+        "eps": (document or {}).get("eps", 1e-6),
+    }
+    if f"{names['image_embedding.mlp.first']}.weight" in shapes:
+        values["image_dim"] = axis("image_embedding.mlp.first", 1)
+    try:
+        return WanConfig(**values)
+    except ValueError as error:
+        raise InputError(f"these are not the sizes of a Wan transformer: {error}") from error
+
+
+def config_document(config: WanConfig, layout: Layout) -> dict[str, Any]:
+    """The config.json that stands beside weights of this layout."""
+    keys = _DOCUMENT_KEYS[layout]
+    document = {key: getattr(config, field) for field, key in keys.items()} | {"eps": config.eps}
+    if layout == "original":
+        kind = "t2v" if config.image_dim is None else "i2v"
+        return {"_class_name": "WanModel", "model_type": kind, "text_len": 512} | document
+    return document | {
+        "_class_name": "WanTransformer3DModel",
+        "attention_head_dim": config.head_dim,
+        "patch_size": list(config.patch),
+        "image_dim": config.image_dim,
+        "added_kv_proj_dim": None if config.image_dim is None else config.dim,
+        "cross_attn_norm": True,
+        "qk_norm": "rms_norm_across_heads",
+    }

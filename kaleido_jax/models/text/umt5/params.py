@@ -13,7 +13,7 @@ from flax import nnx
 
 from kaleido_jax.errors import InputError
 from kaleido_jax.models import mapping as tables
-from kaleido_jax.models.mapping import MATRIX, SAME, Entry, Kind, Shape, layers_of, shape_of, told
+from kaleido_jax.models.mapping import MATRIX, SAME, Entry, Kind, Shape, layers_of, size_of, told
 from kaleido_jax.models.text.umt5.config import UMT5Config
 from kaleido_jax.models.text.umt5.modeling import UMT5Encoder
 
@@ -113,22 +113,25 @@ def config_from(shapes: Mapping[str, Shape], layout: Layout, document: Mapping[s
       InputError: naming what cannot be told.
     """
     column = {"huggingface": 1, "wan": 2}[layout]
-    names = {row[0]: f"{row[column].format(0)}.weight" for row in _MODULES}
-    vocab_size, dim = shape_of(shapes, names["token_embedding"], 2)
-    buckets, heads = shape_of(shapes, names["blocks.attention.position_bias"], 2)
+    names = {row[0]: f"{row[column]}.weight" for row in (*_MODULES, _POSITIONS, _SHARED_POSITIONS)}
+    axis = lambda ours, number: size_of(shapes, names[ours].format(0), number)
+    layers = layers_of(shapes, names["blocks.norm1"])
+    shared = layers > 1 and names["blocks.attention.position_bias"].format(1) not in shapes
+    heads = axis("position_bias" if shared else "blocks.attention.position_bias", 1)
     values = {
-        "vocab_size": vocab_size,
-        "dim": dim,
+        "vocab_size": axis("token_embedding", 0),
+        "dim": axis("token_embedding", 1),
         "heads": heads,
-        "head_dim": shape_of(shapes, names["blocks.attention.query"], 2)[0] // heads,
-        "ffn_dim": shape_of(shapes, names["blocks.feed_forward.up"], 2)[0],
-        "layers": layers_of(shapes, names["blocks.norm1"].partition("0.")[0]),
-        "buckets": buckets,
+        "head_dim": axis("blocks.attention.query", 0) // max(heads, 1),
+        "ffn_dim": axis("blocks.feed_forward.up", 0),
+        "layers": layers,
+        "buckets": axis("position_bias" if shared else "blocks.attention.position_bias", 0),
         "max_distance": 128,
     }
     values = {field: told(document, key, values[field]) for field, key in _DOCUMENT_KEYS.items()}
     try:
-        return UMT5Config(**values, eps=(document or {}).get("layer_norm_epsilon", 1e-6))
+        eps = (document or {}).get("layer_norm_epsilon", 1e-6)
+        return UMT5Config(**values, eps=eps, shared_positions=shared)
     except (ValueError, TypeError) as error:
         raise InputError(f"these are not the sizes of a UMT5 encoder: {error}") from error
 
@@ -138,11 +141,7 @@ def config_document(config: UMT5Config, layout: Layout) -> dict[str, Any]:
     if layout == "wan":
         return {}
     values = {key: getattr(config, field) for field, key in _DOCUMENT_KEYS.items()}
-    return (
-        {"architectures": ["UMT5EncoderModel"], "model_type": "umt5", "layer_norm_epsilon": config.eps}
-        | values
-        | {
-            "feed_forward_proj": "gated-gelu",
-            "tie_word_embeddings": False,
-        }
-    )
+    name, kind = ("T5EncoderModel", "t5") if config.shared_positions else ("UMT5EncoderModel", "umt5")
+    document = {"architectures": [name], "model_type": kind, "layer_norm_epsilon": config.eps}
+    document |= {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+    return document | {key: getattr(config, field) for field, key in _DOCUMENT_KEYS.items()}
