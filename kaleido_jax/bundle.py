@@ -51,11 +51,15 @@ class Defaults:
 
 @dataclass(frozen=True, kw_only=True)
 class BundleConfig:
-    """Everything of a model but its weights; `method` and `scheme` say how its token sequence is laid out."""
+    """Everything of a model but its weights.
+
+    method, scheme, options: how its token sequence is laid out, as `methods.registry.create` takes them.
+    """
 
     name: str
     method: str
     scheme: str
+    options: tuple[str, ...] = ()
     transformer: WanConfig
     vae: VAEConfig
     text: UMT5Config

@@ -4,17 +4,20 @@ As released: every reference is encoded alone into one latent frame of the video
 video's time and modulation, reads the text, takes part in full bidirectional attention, and is dropped before the head.
 """
 
+import dataclasses
 from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 import jax.numpy as jnp
 
-from kaleido_jax import masks, rope
-from kaleido_jax.layout import Grid, Segment, TokenLayout, patchify
-from kaleido_jax.names import lookup
+from kaleido_jax import masks
+from kaleido_jax.layout import Contents, Grid, Segment, TokenLayout, patchify
+from kaleido_jax.methods.method import Condition, Method, contents, make_table, one_text, segment_times
 from kaleido_jax.table import TokenTable
 from kaleido_jax.typing import AnyArray, Array, Float, Int
 
 SCHEME = "shift-wh"  # the paper's equation 4
+CHANNELS = "channel-concat"  # the scheme whose references are channels instead of tokens (appendix A.2, table 6)
 
 
 def layout(video: Grid, references: Sequence[Grid], *, text_tokens: int) -> TokenLayout:
@@ -56,32 +59,73 @@ def table(
       subjects: which subject each reference shows, where a subject may have several pictures; None: one each.
       scheme: a name of `rope.SCHEMES`.
     """
-    batch = times.shape[0]
-    kinds = [segment.kind for segment in layout.segments]
-    slots = kinds.count("reference")
-    room = jnp.asarray([segment.tokens for segment in layout.segments], jnp.int32)[None]
-    present = jnp.arange(slots, dtype=jnp.int32)[None] < jnp.asarray(reference_counts, jnp.int32)[:, None]
-    lengths = jnp.concatenate(
-        [
-            jnp.where(present, room[:, :slots], 0),
-            jnp.broadcast_to(room[:, slots : slots + 1], (batch, 1)),
-            jnp.asarray(text_lengths, jnp.int32)[:, None],
-        ],
-        axis=1,
+    frames = jnp.asarray([s.grid[0] for s in layout.segments if s.kind == "reference"], jnp.int32)[None]
+    there = jnp.arange(frames.shape[1], dtype=jnp.int32)[None] < jnp.asarray(reference_counts, jnp.int32)[:, None]
+    present = contents(
+        layout,
+        reference_frames=jnp.where(there, frames, 0),
+        text_lengths=jnp.asarray(text_lengths)[:, None],
+        subjects=subjects,
     )
-    shown = None
-    if subjects is not None:
-        shown = jnp.pad(jnp.asarray(subjects, jnp.int32), ((0, 0), (0, len(kinds) - slots)))
-    contents = layout.contents(lengths=lengths, subjects=shown)
-    segments = layout.select("visual")
-    weights = jnp.asarray([float(segment.target) for segment in segments], jnp.float32)
-    shape = (batch, len(segments))
-    return TokenTable(
-        positions=rope.positions(layout, lookup(rope.SCHEMES, scheme, "position scheme"), contents),
-        lengths=contents.lengths,
-        subjects=contents.subjects,
-        timesteps=jnp.broadcast_to(jnp.asarray(times, jnp.float32)[:, None], shape),
-        loss_weights=jnp.broadcast_to(weights[None], shape),
-        self_mask=masks.visibility(layout, masks.bidirectional, contents=contents),
-        text_mask=masks.visibility(layout, contents=contents, queries="visual", keys="text"),
-    )
+    return Kaleido(scheme=scheme).table_of(layout, jnp.asarray(times)[:, None], present)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kaleido(Method):
+    """Kaleido with its options; the defaults are the paper's.
+
+    scheme: any of `rope.SCHEMES` that places references; "shift-wh-released" is what the released model does.
+        "channel-concat": references are no tokens but channels beside the video's own, repeated over its frames (what
+        the paper compares with, and does not describe further); the network then reads
+        (1 + reference slots) * latent channels.
+    reference_time: the time that references are modulated by: the "video"'s (released) or "zero", as what is clean.
+    rule: who reads whom; "unidirectional" keeps references from reading the video.
+    references_read_text: as released. A reference that reads no text is the same for every prompt.
+    """
+
+    name: ClassVar[str] = "kaleido"
+
+    scheme: str = SCHEME
+    reference_time: Literal["video", "zero"] = "video"
+    rule: Literal["bidirectional", "unidirectional", "separate-references", "separate-subjects"] = "bidirectional"
+    references_read_text: bool = True
+
+    @property
+    def pinned(self) -> bool:
+        return self.reference_time == "zero" and self.rule == "unidirectional" and self.scheme != CHANNELS
+
+    def layout(self, video: Grid, references: Sequence[Grid], *, texts: Sequence[int]) -> TokenLayout:
+        slots = () if self.scheme == CHANNELS else references
+        return layout(video, slots, text_tokens=one_text(self, texts))
+
+    def table(self, layout: TokenLayout, times: Float[AnyArray, "b draws"], condition: Condition) -> TokenTable:
+        present = contents(
+            layout,
+            reference_frames=condition.reference_frames,
+            text_lengths=condition.text_lengths,
+            subjects=condition.subjects,
+        )
+        return self.table_of(layout, times, present)
+
+    def table_of(self, layout: TokenLayout, times: Float[AnyArray, "b draws"], present: Contents) -> TokenTable:
+        """The table of a batch whose contents are known."""
+        return make_table(
+            layout,
+            present,
+            times=segment_times(layout, times, references=self.reference_time),
+            scheme=self.scheme,
+            rules=(self.rule,),
+            readers=None if self.references_read_text else masks.readers("video"),
+        )
+
+    def tokens(self, video: Float[Array, "b f h w z"], condition: Condition, patch: Grid) -> Float[Array, "b n p"]:
+        if self.scheme != CHANNELS:
+            return super().tokens(video, condition, patch)
+        pieces = [video]
+        for i, reference in enumerate(condition.references):
+            there = (jnp.asarray(condition.reference_frames)[:, i] > 0)[:, None, None, None, None]
+            pieces.append(jnp.broadcast_to(jnp.where(there, reference[:, :1], 0.0), video.shape))
+        return patchify(jnp.concatenate(pieces, axis=4), patch)
+
+    def in_channels(self, channels: int, slots: int) -> int:
+        return channels * (1 + slots) if self.scheme == CHANNELS else channels

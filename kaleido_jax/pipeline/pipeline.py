@@ -1,7 +1,7 @@
 """A model with its compiled programs: text and references are encoded, the flow is integrated, latents are decoded.
 
-Kaleido's sampling as released: guidance by text alone with the references kept, both branches in one batch, Euler on
-shifted times. Ragged references share one program: absent ones are empty slots of the bucket that nothing reads.
+The method of the model says how tokens are laid out and how branches are guided; all branches go in one batch. Ragged
+references share one program: absent ones are empty slots of the bucket that nothing reads.
 """
 
 import dataclasses
@@ -16,13 +16,14 @@ import numpy as np
 from flax import nnx
 
 from kaleido_jax.bundle import Bundle, BundleConfig, load_bundle, parameters
-from kaleido_jax.diffusion import guidance, samplers
+from kaleido_jax.diffusion import samplers
 from kaleido_jax.layout import Grid, TokenLayout
 from kaleido_jax.media.references import to_model_range
-from kaleido_jax.methods import kaleido
+from kaleido_jax.methods import registry
+from kaleido_jax.methods.method import EMPTY_BYTE, Condition
 from kaleido_jax.pipeline import models
 from kaleido_jax.pipeline.compile_cache import use_compile_cache
-from kaleido_jax.pipeline.programs import Condition, decode_latents, encode_pixels, encode_text, sampler_step
+from kaleido_jax.pipeline.programs import decode_latents, encode_pixels, encode_text, sampler_step
 from kaleido_jax.pipeline.references import Picture, Reference, read_references
 from kaleido_jax.pipeline.request import Settings, check_prompt, check_reference_count
 from kaleido_jax.typing import Array, Float, Params, UInt8
@@ -70,6 +71,7 @@ class Pipeline:
 
     def __init__(self, bundle: Bundle, folder: Path | None = None):
         self.config, self.folder, self._tokenizer = bundle.config, folder, bundle.tokenizer
+        self._method = registry.create(bundle.config.method, bundle.config.scheme, bundle.config.options)
         modules = {"transformer": bundle.transformer, "vae": bundle.vae, "text": bundle.text}
         self._graphs = {name: nnx.split(module)[0] for name, module in modules.items()}
         self._weights = {name: parameters(module) for name, module in modules.items()}
@@ -128,27 +130,34 @@ class Pipeline:
     ) -> Generation:
         """Like a call, from checked parts: prompt, resolved settings, and references that were read for them."""
         check_reference_count(len(references), self.config.defaults.references)
+        self._method.check_references(len(references))
         report = progress or (lambda what, done, total: None)
         defaults = self.config.defaults
         bucket = self._layout(settings, references)
-        rule = guidance.text_guidance(settings.guidance)
+        rule = self._method.guidance(settings.guidance)
         texts = [prompt if branch.text == "prompt" else "" for branch in rule.branches]
         ids, lengths = self._tokenizer.encode(texts, defaults.text_tokens)
 
         run = functools.partial(self._run, report=report)
         words = run("text encoder", encode_text, {"text": self._weights["text"]}, (ids, lengths))
+        vae = self.config.vae
         latents = self._encode(references, settings, run)
-        subjects = [reference.subject for reference in references]
-        subjects += [0] * (len(latents) - len(subjects))
+        rows = [latents] * len(texts)
+        if any(branch.references != "kept" for branch in rule.branches):
+            empty = [dataclasses.replace(r, pixels=np.full_like(r.pixels, EMPTY_BYTE)) for r in references]
+            nothing = self._encode(empty, settings, run)
+            rows = [latents if branch.references == "kept" else nothing for branch in rule.branches]
+        absent = [0] * (len(latents) - len(references))
+        subjects = [reference.subject for reference in references] + absent
+        present = [vae.latent_frames(len(reference.pixels)) for reference in references] + absent
         condition = Condition(
             text=words,
-            text_lengths=jnp.asarray(lengths),
-            references=[jnp.tile(piece, (len(texts), 1, 1, 1, 1)) for piece in latents],
-            counts=jnp.full((len(texts),), len(references), jnp.int32),
+            text_lengths=jnp.asarray(lengths)[:, None],
+            references=[jnp.concatenate(pieces) for pieces in zip(*rows)],
+            reference_frames=jnp.asarray([present] * len(texts), jnp.int32),
             subjects=jnp.asarray([subjects] * len(texts), jnp.int32),
-            weights=jnp.asarray(rule.weights, jnp.float32),
         )
-        vae = self.config.vae
+        scales = jnp.asarray(rule.weights, jnp.float32)
         shape = (
             1,
             vae.latent_frames(settings.frames),
@@ -158,20 +167,20 @@ class Pipeline:
         )
         state = samplers.start(jax.random.normal(jax.random.key(settings.seed), shape, jnp.float32))
         table = samplers.SAMPLERS[settings.sampler](settings.steps, settings.shift)
-        rows = [samplers.Steps(*(np.float32(column[index]) for column in table)) for index in range(settings.steps)]
+        steps = [samplers.Steps(*(np.float32(column[index]) for column in table)) for index in range(settings.steps)]
         function = functools.partial(
             sampler_step,
             branches=rule.branches,
             layout=bucket,
-            scheme=self.config.scheme,
+            method=self._method,
             patch=self.config.transformer.patch,
         )
         weights = {"transformer": self._weights["transformer"]}
         key = ("sampler_step", rule.branches, bucket)
-        program = self._program("transformer", key, function, weights, (state, rows[0], condition), report)
+        program = self._program("transformer", key, function, weights, (state, steps[0], condition, scales), report)
         report("sampling", 0, settings.steps)
-        for index, row in enumerate(rows):
-            state = jax.block_until_ready(program(weights, state, row, condition))
+        for index, row in enumerate(steps):
+            state = jax.block_until_ready(program(weights, state, row, condition, scales))
             report("sampling", index + 1, settings.steps)
         pixels = run("decoder", decode_latents, {"vae": self._weights["vae"]}, (state.x,))
         return Generation(
@@ -196,7 +205,7 @@ class Pipeline:
         grid: Callable[[int], Grid] = lambda frames: (vae.latent_frames(frames) // pt, height, width)
         slots = [grid(len(reference.pixels)) for reference in references]
         slots += [grid(1)] * (self.config.defaults.references - len(slots))
-        return kaleido.layout(grid(settings.frames), slots, text_tokens=self.config.defaults.text_tokens)
+        return self._method.layout(grid(settings.frames), slots, texts=(self.config.defaults.text_tokens,))
 
     def _encode(
         self, references: Sequence[Reference], settings: Settings, run: Callable[..., Any]

@@ -1,6 +1,5 @@
 """What is compiled: pure functions of (weights, arrays); the networks' graphs and the bucket are static."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
@@ -8,30 +7,12 @@ from flax import nnx
 
 from kaleido_jax.bundle import merge
 from kaleido_jax.diffusion import guidance, samplers
-from kaleido_jax.layout import Grid, TokenLayout, unpatchify
-from kaleido_jax.methods import kaleido
-from kaleido_jax.tree import pytree
+from kaleido_jax.layout import Grid, TokenLayout
+from kaleido_jax.methods.method import Condition, Method, velocity
 from kaleido_jax.typing import Array, Float, Int, Params, UInt8
 
 Graphs = Mapping[str, nnx.GraphDef]
 Weights = Mapping[str, Params]
-
-
-@pytree
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Condition:
-    """What the velocity depends on beside x and t: one row for each branch of the guidance.
-
-    text: the text encoder's output, text_lengths its real tokens. references: clean latents of each slot; the first
-    `counts` of them are there and show `subjects`. weights: of the branches, in the sum that is followed.
-    """
-
-    text: Float[Array, "b m d"]
-    text_lengths: Int[Array, "b"]
-    references: list[Float[Array, "b _ _ _ z"]]
-    counts: Int[Array, "b"]
-    subjects: Int[Array, "b r"]
-    weights: Float[Array, "b"]
 
 
 def encode_text(
@@ -59,28 +40,23 @@ def sampler_step(
     state: samplers.State,
     row: samplers.Steps,
     condition: Condition,
+    scales: Float[Array, "b"],
     *,
     graphs: Graphs,
     branches: Sequence[guidance.Branch],
+    method: Method,
     layout: TokenLayout,
-    scheme: str,
     patch: Grid,
 ) -> samplers.State:
-    """One step of a sampler over latents [1, f, h, w, z], all branches of the guidance in one batch."""
+    """One step of a sampler over latents [1, f, h, w, z], all branches of the guidance in one batch.
+
+    condition: one row for each branch. scales: the branches' weights in the sum that is followed.
+    """
     transformer = merge(graphs["transformer"], weights["transformer"])
-    grid = next(segment.grid for segment in layout.segments if segment.target)
-    rows = condition.counts.shape[0]
-    table = kaleido.table(
-        layout,
-        times=jnp.broadcast_to(row.time, (rows,)),
-        reference_counts=condition.counts,
-        subjects=condition.subjects,
-        text_lengths=condition.text_lengths,
-        scheme=scheme,
-    )
+    rows = scales.shape[0]
     video = jnp.broadcast_to(state.x, (rows, *state.x.shape[1:]))
-    tokens = kaleido.tokens(video, condition.references, patch)
-    velocity = unpatchify(transformer(tokens, table, condition.text, layout=layout), grid, patch)
+    times = jnp.broadcast_to(row.time, (rows, method.draws(layout)))
+    answers = velocity(method, transformer, video, times, condition, layout=layout, patch=patch)
     # The weights are data, so that another guidance scale is no other program.
-    rule = guidance.Guidance(tuple(branches), tuple(jnp.unstack(condition.weights)))
-    return samplers.advance(state, rule.combine(jnp.split(velocity, rows)), row)
+    rule = guidance.Guidance(tuple(branches), tuple(jnp.unstack(scales)))
+    return samplers.advance(state, rule.combine(jnp.split(answers, rows)), row)

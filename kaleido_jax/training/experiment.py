@@ -95,7 +95,8 @@ class Experiment:
     name: str
     seed: int = 0
     method: str = "kaleido"
-    scheme: str = "shift-wh"
+    scheme: str = ""  # a name of rope.SCHEMES; empty: the method's own
+    options: tuple[str, ...] = ()  # of the method, as "name=value"
     vae: str = ""  # folder of a model that has a VAE; empty: that of `start_from`, else the one that is shipped
     start_from: str = ""  # folder of a model, such as a first stage's, whose weights training starts from
     transformer: WanConfig

@@ -168,9 +168,8 @@ class Training:
 def draw_sheet(run: Run, state: TrainState, heldout: Source, path: Any) -> None:
     """Write the contact sheet of some held-out samples; their noise changes with the step."""
     batch = sheets.first_samples(heldout, run.experiment.sampling.pictures)
-    empty = run.tokenizer.encode([""], run.experiment.data.text_tokens)
     key = jax.random.fold_in(jax.random.key(run.experiment.seed), int(state.step))
-    latents = run.programs.generate(state.average, batch, empty, key)
+    latents = run.programs.generate(state.average, batch, run.unconditional(batch), key)
     decode = lambda x: np.asarray(run.programs.decode(x))
     sheets.write(
         path,

@@ -12,8 +12,8 @@ from jaxtyping import Key
 
 from kaleido_jax.bundle import merge, parameters
 from kaleido_jax.diffusion import guidance, samplers
-from kaleido_jax.layout import TokenLayout, patchify, unpatchify
-from kaleido_jax.methods import kaleido
+from kaleido_jax.layout import TokenLayout
+from kaleido_jax.methods.method import Condition, Method, velocity
 from kaleido_jax.models.vae import WanVAE
 from kaleido_jax.training import step
 from kaleido_jax.training.experiment import Experiment
@@ -25,8 +25,8 @@ from kaleido_jax.typing import AnyArray, Array, Float
 class Programs:
     """Compiles each program the first time that its bucket is seen. `compiled` counts the buckets of every kind."""
 
-    def __init__(self, experiment: Experiment, networks: step.Networks, vae: WanVAE) -> None:
-        self._experiment = experiment
+    def __init__(self, experiment: Experiment, method: Method, networks: step.Networks, vae: WanVAE) -> None:
+        self._experiment, self._method = experiment, method
         self._networks = networks
         self._vae, self._vae_parameters = nnx.split(vae)[0], parameters(vae)
         self._compiled: dict[Hashable, Any] = {}
@@ -44,10 +44,8 @@ class Programs:
         """Losses [b, times] of held-out samples."""
         return self._run("evaluate", step.evaluation_losses, (weights, batch), batch)
 
-    def generate(
-        self, weights: Parameters, batch: Batch, empty: tuple[AnyArray, AnyArray], key: Key[Array, ""]
-    ) -> Array:
-        """One sample's latents for each entry of the batch; `empty` is the empty prompt's (ids, length)."""
+    def generate(self, weights: Parameters, batch: Batch, empty: Batch, key: Key[Array, ""]) -> Array:
+        """One sample's latents for each entry of the batch; `empty` is the batch with what guidance leaves out."""
         return self._run("generate", generate, (weights, batch, empty, key), batch)
 
     def encode(self, pixels: AnyArray) -> Array:
@@ -64,7 +62,9 @@ class Programs:
 
     def _run(self, kind: str, function: Callable, arguments: tuple, batch: Batch, donate: tuple[int, ...] = ()) -> Any:
         layout = self.layout(batch)
-        bound = functools.partial(function, networks=self._networks, experiment=self._experiment, layout=layout)
+        bound = functools.partial(
+            function, networks=self._networks, experiment=self._experiment, method=self._method, layout=layout
+        )
         key = (kind, layout, batch.video.shape[0], str(batch.video.dtype))
         return self._call(key, bound, arguments, donate)
 
@@ -79,10 +79,12 @@ class Programs:
         """The bucket of a batch of latents."""
         pt, ph, pw = self._experiment.transformer.patch
         _, frames, height, width, _ = batch.video.shape
-        return kaleido.layout(
+        slots, long = batch.references.shape[1], batch.references.shape[2] if batch.references.ndim == 6 else 1
+        prompts = batch.text.shape[1] if batch.text.ndim == 3 else 1
+        return self._method.layout(
             (frames // pt, height // ph, width // pw),
-            [(1, height // ph, width // pw)] * batch.references.shape[1],
-            text_tokens=batch.text.shape[1],
+            [(-(-long // pt), height // ph, width // pw)] * slots,
+            texts=(batch.text.shape[-1],) * prompts,
         )
 
 
@@ -102,45 +104,25 @@ def decode_latents(weights: dict[str, Array], latents: Array, *, graph: nnx.Grap
 def generate(
     weights: Parameters,
     batch: Batch,
-    empty: tuple[Array, Array],
+    empty: Batch,
     key: Key[Array, ""],
     *,
     networks: step.Networks,
     experiment: Experiment,
+    method: Method,
     layout: TokenLayout,
 ) -> Float[Array, "b f h w z"]:
-    """Euler from noise to latents, guided by text with the references kept in both branches."""
+    """Euler from noise to latents, guided as the method says; `empty` is the batch of the branch without a prompt."""
     patch, sampling = experiment.transformer.patch, experiment.sampling
     transformer = merge(networks.transformer, weights["transformer"])
     text = merge(networks.text, weights["text"])
-    ids, lengths = (jnp.broadcast_to(x, like.shape) for x, like in zip(empty, (batch.text, batch.text_lengths)))
-    pictures = patchify_each(batch.references.astype(jnp.float32), patch)
-    rule = guidance.text_guidance(sampling.guidance)
-    conditions = []
-    for branch in rule.branches:
-        words, words_lengths = (batch.text, batch.text_lengths) if branch.text == "prompt" else (ids, lengths)
-        conditions.append((text(words, words_lengths), words_lengths, batch.reference_counts, batch.subjects, pictures))
+    rule = method.guidance(sampling.guidance)
+    conditions = [step.condition_of(batch if b.text == "prompt" else empty, text) for b in rule.branches]
 
-    def velocity(x: Array, time: Array, condition: tuple) -> Array:
-        context, words_lengths, counts, subjects, pictures = condition
-        times = jnp.broadcast_to(time, (x.shape[0],))
-        table = kaleido.table(
-            layout,
-            times=times,
-            reference_counts=counts,
-            subjects=subjects,
-            text_lengths=words_lengths,
-            scheme=experiment.scheme,
-        )
-        return transformer(jnp.concatenate([pictures, x], axis=1), table, context, layout=layout)
+    def follow(x: Array, time: Array, condition: Condition) -> Array:
+        times = jnp.broadcast_to(time, (x.shape[0], method.draws(layout)))
+        return velocity(method, transformer, x, times, condition, layout=layout, patch=patch)
 
-    grid = layout.segments[-2].grid
-    noise = patchify(jax.random.normal(key, batch.video.shape, jnp.float32), patch)
+    noise = jax.random.normal(key, batch.video.shape, jnp.float32)
     steps = samplers.euler(sampling.steps, sampling.shift)
-    tokens = samplers.sample_scan(guidance.guided(velocity, conditions, rule), noise, steps)
-    return unpatchify(tokens, grid, patch)
-
-
-def patchify_each(references: Float[Array, "b r h w z"], patch: tuple[int, int, int]) -> Float[Array, "b n p"]:
-    """Tokens of references, each patched as a clip of its own one frame."""
-    return jnp.concatenate([patchify(references[:, i : i + 1], patch) for i in range(references.shape[1])], axis=1)
+    return samplers.sample_scan(guidance.guided(follow, conditions, rule), noise, steps)

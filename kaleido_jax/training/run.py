@@ -16,6 +16,7 @@ from kaleido_jax.bundle import Bundle, BundleConfig, Defaults, load_bundle, merg
 from kaleido_jax.config import to_json
 from kaleido_jax.data.latents import LatentCache, write_cache
 from kaleido_jax.errors import UsageError
+from kaleido_jax.methods.registry import create as create_method
 from kaleido_jax.models.text import Tokenizer, UMT5Encoder
 from kaleido_jax.models.vae import WanVAE
 from kaleido_jax.models.wan import WanTransformer
@@ -50,13 +51,20 @@ class Run:
         self.experiment = experiment
         self.workdir = Path(workdir).absolute()
         self.world, self.vae, self.tokenizer, self._shard_size = world, vae, tokenizer, shard_size
+        self.method = create_method(experiment.method, experiment.scheme, experiment.options)
+        needed = self.method.in_channels(vae.config.z_dim, experiment.data.references)
+        if experiment.transformer.in_channels != needed:
+            raise UsageError(
+                f"transformer.in_channels is {experiment.transformer.in_channels}; {experiment.method} with latents of "
+                f"{vae.config.z_dim} channels and {experiment.data.references} reference slots needs {needed}"
+            )
         transformer = WanTransformer(experiment.transformer, nnx.Rngs(experiment.seed))
         text = UMT5Encoder(experiment.text, nnx.Rngs(experiment.seed + 1))
         self.networks = Networks(nnx.split(transformer)[0], nnx.split(text)[0])
         if experiment.start_from:
             transformer, text = _first_stage(experiment)
         self.initial = create(experiment.optimizer, {"transformer": parameters(transformer), "text": parameters(text)})
-        self.programs = Programs(experiment, self.networks, vae)
+        self.programs = Programs(experiment, self.method, self.networks, vae)
         self.checkpoints = Checkpoints(self.workdir / "checkpoints", keep=experiment.checkpoint.keep)
 
     def with_experiment(self, experiment: Experiment, workdir: str | Path | None = None) -> "Run":
@@ -86,7 +94,8 @@ class Run:
         config = BundleConfig(
             name=experiment.name,
             method=experiment.method,
-            scheme=experiment.scheme,
+            scheme=self.method.scheme,
+            options=experiment.options,
             transformer=dataclasses.replace(experiment.transformer, dtype="float32"),
             vae=self.vae.config,
             text=experiment.text,
@@ -169,6 +178,12 @@ class Run:
         factor = self.vae.config.spatial_factor
         grid = (self.vae.config.latent_frames(data.frames), data.size // factor, data.size // factor)
         return WorldSource(render, self.tokenizer, data, experiment.train.batch, experiment.seed, grid)
+
+    def unconditional(self, batch: Batch) -> Batch:
+        """A batch with what guidance leaves out: its prompts are empty."""
+        ids, lengths = self.tokenizer.encode([""], self.experiment.data.text_tokens)
+        text, text_lengths = np.broadcast_to(ids, batch.text.shape), np.broadcast_to(lengths, batch.text_lengths.shape)
+        return dataclasses.replace(batch, text=text, text_lengths=text_lengths)
 
     def latents(self, batch: Batch) -> Batch:
         """A batch of pixels as a batch of latents."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 from PIL import Image
 
@@ -16,7 +17,7 @@ GAP = 4
 def first_samples(source: Source, count: int) -> Batch:
     """The first samples of a source's first batch."""
     batch = source.batch(0)
-    return Batch(**{name: getattr(batch, name)[:count] for name in batch.__dataclass_fields__})
+    return jax.tree.map(lambda x: x[:count], batch)
 
 
 def write(

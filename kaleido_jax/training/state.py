@@ -32,17 +32,19 @@ class TrainState:
 class Batch:
     """One batch on its way into the step; all samples fill the same bucket.
 
-    Absent references (at or after a sample's count) hold anything: they are masked and never read.
+    Absent references (at or after a sample's count) hold anything: they are masked and never read. A reference may be a
+    clip and a sample may have several prompts; then their arrays have one axis more.
     """
 
     video: AnyArray  # [b, f, h, w, z] latents
-    references: AnyArray  # [b, r, h, w, z] latents
+    references: AnyArray  # [b, r, h, w, z] latents of pictures, or [b, r, f, h, w, z] of clips
     reference_counts: AnyArray  # int32 [b]
     subject_share: AnyArray  # [b, f, h, w], of each latent's pixels
     subjects: AnyArray  # int32 [b, r]
-    text: AnyArray  # int32 [b, m] token ids
-    text_lengths: AnyArray  # int32 [b]
+    text: AnyArray  # int32 [b, m] token ids, or [b, prompts, m]
+    text_lengths: AnyArray  # int32 [b], or [b, prompts]
     indices: AnyArray  # int32 [b], place in the batch that the random numbers of a sample are drawn for
+    reference_frames: AnyArray | None = None  # int32 [b, r], latent frames of each clip; None: pictures
 
 
 def create(config: OptimizerConfig, parameters: Mapping[str, Mapping[str, Array]]) -> TrainState:

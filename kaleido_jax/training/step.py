@@ -14,7 +14,7 @@ from flax import nnx
 from kaleido_jax.bundle import merge
 from kaleido_jax.diffusion import flow
 from kaleido_jax.layout import TokenLayout, patchify
-from kaleido_jax.methods import kaleido
+from kaleido_jax.methods.method import Condition, Method, losses
 from kaleido_jax.models.text import UMT5Encoder
 from kaleido_jax.models.wan import WanTransformer
 from kaleido_jax.training import optimizer
@@ -31,40 +31,51 @@ class Networks:
     text: nnx.GraphDef[UMT5Encoder]
 
 
+def condition_of(batch: Batch, encoder: UMT5Encoder) -> Condition:
+    """What a batch conditions the network on; its prompts are encoded one by one and laid one after another."""
+    ids, lengths = jnp.asarray(batch.text), jnp.asarray(batch.text_lengths)
+    prompts = ids.reshape(-1, ids.shape[-1])
+    text = encoder(prompts, lengths.reshape(-1))
+    references = jnp.asarray(batch.references).astype(jnp.float32)
+    references = references if references.ndim == 6 else references[:, :, None]
+    slots = references.shape[1]
+    if batch.reference_frames is None:
+        counts = jnp.asarray(batch.reference_counts)
+        frames = (jnp.arange(slots, dtype=jnp.int32)[None] < counts[:, None]).astype(jnp.int32)
+    else:
+        frames = jnp.asarray(batch.reference_frames)
+    return Condition(
+        text=text.reshape(ids.shape[0], -1, text.shape[-1]),
+        text_lengths=lengths.reshape(ids.shape[0], -1),
+        references=[references[:, i] for i in range(slots)],
+        reference_frames=frames,
+        subjects=jnp.asarray(batch.subjects),
+    )
+
+
 def sample_losses(
     parameters: Parameters,
     batch: Batch,
-    times: Float[Array, "b"],
+    times: Float[Array, "b draws"],
     noise: Float[Array, "b f h w z"],
     *,
     networks: Networks,
     experiment: Experiment,
+    method: Method,
     layout: TokenLayout,
 ) -> Float[Array, "b"]:
-    """Mean squared velocity error of every sample at the given times and noise."""
+    """The loss of every sample at the given times and noise."""
     patch = experiment.transformer.patch
-    clean = batch.video.astype(jnp.float32)
-    noisy = flow.add_noise(clean, noise, times[:, None, None, None, None])
-    references = batch.references.astype(jnp.float32)
-    tokens = kaleido.tokens(noisy, [references[:, i : i + 1] for i in range(references.shape[1])], patch)
-    table = kaleido.table(
-        layout,
-        times=times,
-        reference_counts=batch.reference_counts,
-        subjects=batch.subjects,
-        text_lengths=batch.text_lengths,
-        scheme=experiment.scheme,
-    )
-    context = merge(networks.text, parameters["text"])(batch.text, batch.text_lengths)
-    velocity = merge(networks.transformer, parameters["transformer"])(tokens, table, context, layout=layout)
-    target = patchify(flow.velocity_target(clean, noise), patch)
     share = batch.subject_share.astype(jnp.float32)[..., None]
-    return flow.segment_loss(
-        velocity.astype(jnp.float32),
-        target,
-        tokens=[target.shape[1]],
-        lengths=jnp.full((target.shape[0], 1), target.shape[1], jnp.int32),
-        weights=jnp.ones((target.shape[0], 1), jnp.float32),
+    return losses(
+        method,
+        merge(networks.transformer, parameters["transformer"]),
+        batch.video.astype(jnp.float32),
+        noise,
+        times,
+        condition_of(batch, merge(networks.text, parameters["text"])),
+        layout=layout,
+        patch=patch,
         emphasis=1.0 + experiment.flow.subject_emphasis * jnp.mean(patchify(share, patch), axis=-1),
     )
 
@@ -76,6 +87,7 @@ def train_step(
     *,
     networks: Networks,
     experiment: Experiment,
+    method: Method,
     layout: TokenLayout,
 ) -> tuple[TrainState, dict[str, Array]]:
     """The next state, and the step's loss, gradient norm, learning rate and whether it was skipped.
@@ -87,13 +99,26 @@ def train_step(
     keys = flow.sample_keys(experiment.seed, state.step, batch.indices)
     time_keys, noise_keys = jnp.unstack(jax.vmap(lambda key: jax.random.split(key, 2))(keys), axis=1)
     times = flow.sample_times(
-        time_keys, mean=experiment.flow.mean, std=experiment.flow.std, shift=experiment.flow.shift
-    )[:, 0]
+        time_keys,
+        draws=method.draws(layout),
+        mean=experiment.flow.mean,
+        std=experiment.flow.std,
+        shift=experiment.flow.shift,
+    )
     noise = flow.sample_noise(noise_keys, batch.video.shape[1:])
 
     def loss_of(parameters: Parameters) -> Array:
         return jnp.mean(
-            sample_losses(parameters, batch, times, noise, networks=networks, experiment=experiment, layout=layout)
+            sample_losses(
+                parameters,
+                batch,
+                times,
+                noise,
+                networks=networks,
+                experiment=experiment,
+                method=method,
+                layout=layout,
+            )
         )
 
     loss, gradient = jax.value_and_grad(loss_of)(state.parameters)
@@ -136,6 +161,7 @@ def evaluation_losses(
     *,
     networks: Networks,
     experiment: Experiment,
+    method: Method,
     layout: TokenLayout,
 ) -> Float[Array, "b times"]:
     """Losses at fixed times with noise that is the same at every evaluation, so that two of them can be compared."""
@@ -143,7 +169,9 @@ def evaluation_losses(
     noise = flow.sample_noise(keys, batch.video.shape[1:])
 
     def at(time: Float[Array, ""]) -> Float[Array, "b"]:
-        times = jnp.broadcast_to(time, batch.indices.shape)
-        return sample_losses(parameters, batch, times, noise, networks=networks, experiment=experiment, layout=layout)
+        times = jnp.broadcast_to(time, (batch.indices.shape[0], method.draws(layout)))
+        return sample_losses(
+            parameters, batch, times, noise, networks=networks, experiment=experiment, method=method, layout=layout
+        )
 
     return jax.lax.map(at, jnp.asarray(EVALUATION_TIMES, jnp.float32)).T

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from kaleido_jax import rope
+from kaleido_jax.errors import UsageError
+from kaleido_jax.layout import patchify, unpatchify
 from kaleido_jax.methods import kaleido
+from kaleido_jax.methods.kaleido import Kaleido
+from kaleido_jax.methods.method import Condition, losses, velocity
 from kaleido_jax.models.wan import WanConfig, WanTransformer
 
 VIDEO, PICTURE, TEXT = (2, 3, 4), (1, 3, 4), 5
@@ -109,3 +114,100 @@ def test_subjects_may_have_several_pictures_and_be_traced():
 def test_an_unknown_scheme_names_the_nearest():
     with pytest.raises(ValueError, match="shift-wh"):
         table(1, [1], [TEXT], scheme="shift-hw")
+
+
+def condition(references: list, frames, lengths: list[int], text, subjects=None) -> Condition:
+    batch = len(lengths)
+    return Condition(
+        text=text,
+        text_lengths=jnp.asarray(lengths, jnp.int32)[:, None],
+        references=references,
+        reference_frames=jnp.asarray(frames, jnp.int32),
+        subjects=jnp.asarray(subjects or [list(range(len(references)))] * batch, jnp.int32),
+    )
+
+
+def test_the_method_makes_the_same_table_as_its_functions():
+    video, pictures, text = inputs(2, 2)
+    method = Kaleido()
+    bucket = method.layout(VIDEO, [PICTURE] * 2, texts=(TEXT,))
+    assert bucket == layout(2)
+    made = method.table(bucket, jnp.asarray([[0.2], [0.8]]), condition(pictures, [[1, 1], [1, 0]], [5, 3], text))
+    same = table(2, [2, 1], [TEXT, 3])
+    for a, b in zip(jax.tree.leaves(made), jax.tree.leaves(same), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-7)
+
+
+@pytest.mark.parametrize("scheme", [s for s in rope.SCHEMES if s not in ("flux", "channel-concat")])
+def test_every_scheme_that_places_references_can_be_chosen(scheme):
+    video, pictures, text = inputs(2, 1)
+    method = Kaleido(scheme=scheme)
+    made = method.table(layout(2), jnp.full((1, 1), 0.5), condition(pictures, [[1, 1]], [4], text))
+    expected = rope.positions(layout(2), rope.SCHEMES[scheme], layout(2).contents(lengths=np.array([[12, 12, 24, 4]])))
+    np.testing.assert_array_equal(made.positions, expected)
+
+
+def test_references_may_be_pinned_at_zero_and_blind_to_the_video():
+    _, pictures, text = inputs(1, 1)
+    method = Kaleido(reference_time="zero", rule="unidirectional", references_read_text=False)
+    made = method.table(layout(1), jnp.full((1, 1), 0.7), condition(pictures, [[1]], [TEXT], text))
+    np.testing.assert_allclose(made.timesteps, [[0.0, 0.7]], rtol=1e-6)
+    assert made.self_mask is not None and made.text_mask is not None
+    sees = np.asarray(made.self_mask.dense())[0]
+    assert sees[12:].all() and sees[:12, :12].all() and not sees[:12, 12:].any()
+    reads = np.asarray(made.text_mask.dense())[0]
+    assert reads[12:].all() and not reads[:12].any()
+
+
+def test_a_clip_shorter_than_its_slot_takes_the_room_that_it_needs():
+    """A slot of two frames with one in it: the next reference stands where a picture would let it."""
+    slots = [(2, 3, 4), PICTURE]
+    bucket = Kaleido(scheme="concat-before").layout(VIDEO, slots, texts=(TEXT,))
+    _, pictures, text = inputs(2, 2)
+    made = Kaleido(scheme="concat-before").table(
+        bucket, jnp.full((2, 1), 0.5), condition(pictures, [[1, 1], [2, 1]], [4, 4], text)
+    )
+    np.testing.assert_array_equal(made.lengths, [[12, 12, 24, 4], [24, 12, 24, 4]])
+    np.testing.assert_array_equal(made.positions[:, 24, 0], [1, 2])
+    np.testing.assert_array_equal(made.positions[:, 36, 0], [2, 3])
+
+
+def test_channel_concat_has_no_reference_tokens():
+    """Channels after the video's own: each reference over all frames, and zeros where there is none."""
+    method = Kaleido(scheme="channel-concat")
+    bucket = method.layout(VIDEO, [PICTURE] * 2, texts=(TEXT,))
+    assert [s.kind for s in bucket.segments] == ["video", "text"]
+    video, pictures, text = inputs(2, 2)
+    given = condition(pictures, [[1, 1], [1, 0]], [4, 4], text)
+    tokens = method.tokens(video, given, CONFIG.patch)
+    assert tokens.shape == (2, 24, 4 * method.in_channels(3, 2))
+    whole = np.asarray(unpatchify(tokens, VIDEO, CONFIG.patch))
+    np.testing.assert_array_equal(whole[..., :3], video)
+    for frame in range(2):
+        np.testing.assert_array_equal(whole[:, frame, ..., 3:6], pictures[0][:, 0])
+        np.testing.assert_array_equal(whole[0, frame, ..., 6:], pictures[1][0, 0])
+    assert not whole[1, ..., 6:].any()
+    made = method.table(bucket, jnp.full((2, 1), 0.5), given)
+    assert made.positions.shape == (2, 24, 3) and not np.asarray(made.positions)[0, 0].any()
+
+
+def test_the_loss_is_the_mean_over_the_videos_tokens(network):
+    video, pictures, text = inputs(2, 2)
+    given = condition(pictures, [[1, 1], [1, 0]], [4, 2], text)
+    noise, times = inputs(0, 2, seed=1)[0], jnp.asarray([[0.3], [0.9]])
+    method, bucket = Kaleido(), layout(2)
+    run = lambda tokens, table, text, *, layout, image: network(tokens, table, text, layout)
+    loss = losses(method, run, video, noise, times, given, layout=bucket, patch=CONFIG.patch)
+    noisy = (1 - times[:, :, None, None, None]) * video + times[:, :, None, None, None] * noise
+    out = run(
+        method.tokens(noisy, given, CONFIG.patch), method.table(bucket, times, given), text, layout=bucket, image=None
+    )
+    error = np.asarray(out) - np.asarray(patchify(noise - video, CONFIG.patch))
+    np.testing.assert_allclose(loss, (error**2).mean(axis=(1, 2)), rtol=1e-5)
+    answer = velocity(method, run, noisy, times, given, layout=bucket, patch=CONFIG.patch)
+    np.testing.assert_allclose(answer, unpatchify(out, VIDEO, CONFIG.patch), rtol=1e-6)
+
+
+def test_several_prompts_are_refused():
+    with pytest.raises(UsageError, match="kaleido takes one"):
+        Kaleido().layout(VIDEO, [PICTURE], texts=(3, 3))

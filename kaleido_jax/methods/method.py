@@ -1,0 +1,268 @@
+"""What a method is: one file that says how a sample becomes tokens, and what is made of the network's answer.
+
+A method is a frozen dataclass, its fields the options that its paper leaves open or varies. Training and sampling know
+no method by name: they call the functions below with one.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal, TypeAlias
+
+import jax.numpy as jnp
+
+from kaleido_jax import masks, rope
+from kaleido_jax.diffusion import flow, guidance
+from kaleido_jax.errors import UsageError
+from kaleido_jax.layout import Contents, Grid, TokenLayout, patchify, unpatchify
+from kaleido_jax.names import lookup
+from kaleido_jax.table import TokenTable
+from kaleido_jax.tree import pytree
+from kaleido_jax.typing import AnyArray, Array, Float, Int
+
+# network(tokens, table, text, *, layout, image) -> velocity of the target segments' tokens.
+Network: TypeAlias = Callable[..., Array]
+
+# What stands for "no reference" has the middle of the range of a byte in every pixel: zero in [-1, 1], within half a
+# step. (A paper's "zero pixels" could also mean black.)
+EMPTY_BYTE = 128
+
+
+@pytree
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Condition:
+    """What the velocity depends on beside x and t, one row a sample.
+
+    text: the text encoder's output, all prompts of a sample one after another. text_lengths: the real tokens of each.
+    references: clean latents of each slot. reference_frames: how many latent frames of a slot are there, counted from
+    its start; 0 = no reference. subjects: which subject each one shows. image: tokens of an image encoder (CLIP), or
+    None.
+    """
+
+    text: Float[Array, "b m d"]
+    text_lengths: Int[AnyArray, "b texts"]
+    references: Sequence[Float[Array, "b _ _ _ z"]]
+    reference_frames: Int[AnyArray, "b r"]
+    subjects: Int[AnyArray, "b r"]
+    image: Float[Array, "b p e"] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method(abc.ABC):
+    """Base of the methods.
+
+    name: as it is chosen by. data: what it is trained on: a video with "pictures" of its subjects, a "group" of clips
+    and pictures of one identity, or the shots of a "scene". most_references: that the paper knows.
+    scheme: how tokens are placed, a name of `rope.SCHEMES`.
+    """
+
+    name: ClassVar[str]
+    data: ClassVar[Literal["pictures", "group", "scene"]] = "pictures"
+    most_references: ClassVar[int | None] = None
+
+    scheme: str
+
+    def __post_init__(self) -> None:
+        lookup(rope.SCHEMES, self.scheme, "position scheme")
+
+    @property
+    def pinned(self) -> bool:
+        """Whether references are the same at every step: of a fixed time, and blind to the video."""
+        return False
+
+    @abc.abstractmethod
+    def layout(self, video: Grid, references: Sequence[Grid], *, texts: Sequence[int]) -> TokenLayout:
+        """The bucket for a video (all its shots along the frames), slots for references, and prompts of these lengths.
+
+        Raises UsageError for what this method has no place for.
+        """
+
+    @abc.abstractmethod
+    def table(self, layout: TokenLayout, times: Float[AnyArray, "b draws"], condition: Condition) -> TokenTable:
+        """Positions, times, loss weights and masks of a batch. times: as many as `draws` says."""
+
+    def draws(self, layout: TokenLayout) -> int:
+        """How many times of the flow a sample draws independently."""
+        return 1
+
+    def levels(self, layout: TokenLayout, times: Float[AnyArray, "b draws"]) -> Float[Array, "b f"]:
+        """How noisy each latent frame of the video is."""
+        frames = sum(segment.grid[0] for segment in layout.segments if segment.kind == "video")
+        return jnp.broadcast_to(jnp.asarray(times, jnp.float32), (times.shape[0], frames))
+
+    def tokens(self, video: Float[Array, "b f h w z"], condition: Condition, patch: Grid) -> Float[Array, "b n p"]:
+        """Patches of all visual segments in the layout's order: by default the clean references, then the video."""
+        return jnp.concatenate([patchify(piece, patch) for piece in (*condition.references, video)], axis=1)
+
+    def targets(self, velocity: Float[Array, "b f h w z"], condition: Condition, patch: Grid) -> Float[Array, "b n p"]:
+        """What the network should answer for its target segments, given the video's velocity."""
+        return patchify(velocity, patch)
+
+    def image(self, condition: Condition, patch: Grid) -> Float[Array, "b p e"] | None:
+        """Tokens for the network's image branch."""
+        return condition.image
+
+    def in_channels(self, channels: int, slots: int) -> int:
+        """Latent channels that the network reads, for latents of so many channels and so many reference slots."""
+        return channels
+
+    def guidance(self, scale: float) -> guidance.Guidance:
+        """How branches are combined in sampling: by default text alone is guided, with the references in both."""
+        return guidance.text_guidance(scale)
+
+    def check_references(self, count: int) -> None:
+        """Raises UsageError for a number of references that the method cannot use."""
+        if self.most_references is not None and not 1 <= count <= self.most_references:
+            raise UsageError(f"There are {count} references; {self.name} takes 1 to {self.most_references}.")
+
+
+def losses(
+    method: Method,
+    network: Network,
+    clean: Float[Array, "b f h w z"],
+    noise: Float[Array, "b f h w z"],
+    times: Float[Array, "b draws"],
+    condition: Condition,
+    *,
+    layout: TokenLayout,
+    patch: Grid,
+    emphasis: Float[Array, "b n"] | None = None,
+) -> Float[Array, "b"]:
+    """The flow-matching loss of each sample.
+
+    A segment's loss is the mean over its own tokens that are present; the method's weight is applied after that.
+
+    Args:
+      clean, noise: of the video. times: of the flow, `method.draws(layout)` of them.
+      emphasis: how much each of the video's tokens counts in its mean; None: all alike.
+    """
+    level = method.levels(layout, times)[:, :, None, None, None]
+    table = method.table(layout, times, condition)
+    tokens = method.tokens(flow.add_noise(clean, noise, level), condition, patch)
+    out = network(tokens, table, condition.text, layout=layout, image=method.image(condition, patch))
+    target = method.targets(flow.velocity_target(clean, noise), condition, patch)
+    counted = [i for i, segment in enumerate(layout.select("visual")) if segment.target]
+    places = [layout.indices("visual")[i] for i in counted]
+    if emphasis is not None:  # of the video, which comes last
+        others = target.shape[1] - emphasis.shape[1]
+        emphasis = jnp.pad(emphasis, ((0, 0), (others, 0)), constant_values=1.0)
+    return flow.segment_loss(
+        out.astype(jnp.float32),
+        target,
+        tokens=[layout.segments[i].tokens for i in places],
+        lengths=jnp.stack([table.lengths[:, i] for i in places], axis=1),
+        weights=jnp.stack([table.loss_weights[:, i] for i in counted], axis=1),
+        emphasis=emphasis,
+    )
+
+
+def velocity(
+    method: Method,
+    network: Network,
+    x: Float[Array, "b f h w z"],
+    times: Float[Array, "b draws"],
+    condition: Condition,
+    *,
+    layout: TokenLayout,
+    patch: Grid,
+) -> Float[Array, "b f h w z"]:
+    """The velocity of the video x at these times."""
+    table = method.table(layout, times, condition)
+    tokens = method.tokens(x, condition, patch)
+    out = network(tokens, table, condition.text, layout=layout, image=method.image(condition, patch))
+    grid = tuple(int(size) // step for size, step in zip(x.shape[1:4], patch))
+    return unpatchify(out[:, out.shape[1] - grid[0] * grid[1] * grid[2] :], grid, patch)
+
+
+def contents(
+    layout: TokenLayout,
+    *,
+    reference_frames: Int[AnyArray, "b r"],
+    text_lengths: Int[AnyArray, "b texts"],
+    subjects: Int[AnyArray, "b r"] | None = None,
+) -> Contents:
+    """What a batch holds of a layout, from what it has of each reference slot and of each prompt.
+
+    A shot is there where its prompt is: the prompt of a shot is the text segment of the same `shot`.
+    """
+    kinds = [segment.kind for segment in layout.segments]
+    shots = [segment.shot for segment in layout.segments if segment.kind == "text"]
+    frames, texts = jnp.asarray(reference_frames, jnp.int32), jnp.asarray(text_lengths, jnp.int32)
+    several = len(shots) > 1
+    columns = []
+    for i, segment in enumerate(layout.segments):
+        room = jnp.full((texts.shape[0],), segment.tokens, jnp.int32)
+        if segment.kind == "reference":
+            columns.append(frames[:, kinds[:i].count("reference")] * (segment.grid[1] * segment.grid[2]))
+        elif segment.kind == "text":
+            columns.append(texts[:, kinds[:i].count("text")])
+        elif several and segment.shot in shots:
+            columns.append(jnp.where(texts[:, shots.index(segment.shot)] > 0, room, 0))
+        else:
+            columns.append(room)
+    shown = None
+    if subjects is not None and "reference" in kinds:
+        numbers = jnp.asarray(subjects, jnp.int32)
+        zero = jnp.zeros_like(texts[:, 0])
+        shown = jnp.stack(
+            [numbers[:, kinds[:i].count("reference")] if kind == "reference" else zero for i, kind in enumerate(kinds)],
+            axis=1,
+        )
+    return layout.contents(lengths=jnp.stack(columns, axis=1), subjects=shown)
+
+
+def make_table(
+    layout: TokenLayout,
+    present: Contents,
+    *,
+    times: Float[AnyArray, "_ s_visual"],
+    scheme: str,
+    rules: Sequence[str] = ("bidirectional",),
+    readers: masks.Rule | None = None,
+    weights: Float[AnyArray, "_ s_visual"] | None = None,
+) -> TokenTable:
+    """The table of a batch whose tokens are placed by `scheme` and see each other by `rules` (of masks.RULES).
+
+    times, weights: of each visual segment; the weights are 1 for targets if they are not given. readers: which visual
+    token reads which text; None: all do.
+    """
+    segments = layout.select("visual")
+    batch = present.lengths.shape[0]
+    if weights is None:
+        weights = jnp.asarray([[float(segment.target) for segment in segments]], jnp.float32)
+    rule = [lookup(masks.RULES, name, "visibility rule") for name in rules]
+    text_rule = [] if readers is None else [readers]
+    return TokenTable(
+        positions=rope.positions(layout, lookup(rope.SCHEMES, scheme, "position scheme"), present),
+        lengths=present.lengths,
+        subjects=present.subjects,
+        timesteps=jnp.broadcast_to(jnp.asarray(times, jnp.float32), (batch, len(segments))),
+        loss_weights=jnp.broadcast_to(jnp.asarray(weights, jnp.float32), (batch, len(segments))),
+        self_mask=masks.visibility(layout, *rule, contents=present),
+        text_mask=masks.visibility(layout, *text_rule, contents=present, queries="visual", keys="text"),
+    )
+
+
+def segment_times(
+    layout: TokenLayout, times: Float[AnyArray, "b draws"], *, references: Literal["video", "zero"]
+) -> Float[Array, "b s_visual"]:
+    """The time of each visual segment: the first of `times` for videos, the same or 0 for all else."""
+    moving = [segment.kind == "video" or references == "video" for segment in layout.select("visual")]
+    return jnp.asarray(times, jnp.float32)[:, :1] * jnp.asarray([moving], jnp.float32)
+
+
+def one_text(method: Method, texts: Sequence[int]) -> int:
+    """The length of the only prompt. Raises UsageError if there are several."""
+    if len(texts) != 1:
+        raise UsageError(f"There are {len(texts)} prompts; {method.name} takes one. Scenes of shots are lct's.")
+    return texts[0]
+
+
+def as_options(method: Method) -> tuple[str, ...]:
+    """The fields that are not at their defaults as "name=value", `scheme` left out: what `registry.create` reads."""
+    given = []
+    for field in dataclasses.fields(method):
+        value: Any = getattr(method, field.name)
+        if field.name != "scheme" and value != field.default:
+            given.append(f"{field.name}={value}")
+    return tuple(given)
