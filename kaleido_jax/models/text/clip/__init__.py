@@ -1,0 +1,1 @@
+"""CLIP's text tower, whose pooled output is FLUX's summary of the prompt."""

@@ -1,0 +1,121 @@
+"""Names and shapes of the weights of CLIP's text tower in the "huggingface" layout (CLIPTextModel), as data."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from flax import nnx
+
+from kaleido_jax.errors import InputError
+from kaleido_jax.models import mapping as tables
+from kaleido_jax.models.mapping import MATRIX, SAME, Entry, Kind, Shape, layers_of, size_of
+from kaleido_jax.models.text.clip.config import CLIPTextConfig
+from kaleido_jax.models.text.clip.modeling import CLIPTextEncoder
+
+Layout = Literal["huggingface"]
+
+_KINDS: dict[str, Kind] = {
+    "linear": ((".kernel", ".weight", MATRIX), (".bias", ".bias", SAME)),
+    "norm": ((".scale", ".weight", SAME), (".bias", ".bias", SAME)),
+    "table": (("", ".weight", SAME),),
+}
+_LAYER = "text_model.encoder.layers.{}."
+# (our module, its name there with {} for the layer, kind)
+_MODULES: tuple[tuple[str, str, str], ...] = (
+    ("token_embedding", "text_model.embeddings.token_embedding", "table"),
+    ("position_embedding", "text_model.embeddings.position_embedding", "table"),
+    ("blocks.norm1", _LAYER + "layer_norm1", "norm"),
+    ("blocks.attention.query", _LAYER + "self_attn.q_proj", "linear"),
+    ("blocks.attention.key", _LAYER + "self_attn.k_proj", "linear"),
+    ("blocks.attention.value", _LAYER + "self_attn.v_proj", "linear"),
+    ("blocks.attention.out", _LAYER + "self_attn.out_proj", "linear"),
+    ("blocks.norm2", _LAYER + "layer_norm2", "norm"),
+    ("blocks.mlp.first", _LAYER + "mlp.fc1", "linear"),
+    ("blocks.mlp.second", _LAYER + "mlp.fc2", "linear"),
+    ("final_norm", "text_model.final_layer_norm", "norm"),
+)
+# Files of older versions of transformers hold the numbers 0 ... 76 as well.
+IGNORED = {"huggingface": (r"text_model\.embeddings\.position_ids",)}
+
+
+def mapping(config: CLIPTextConfig, layout: Layout = "huggingface") -> dict[str, Entry]:
+    """For every parameter of ours, by dotted name, its place in a checkpoint of this layout."""
+    return {"huggingface": tables.table_of(_MODULES, _KINDS, config.layers)}[layout]
+
+
+def abstract_parameters(config: CLIPTextConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and dtype of every parameter by dotted name, without allocating any."""
+    return tables.abstract_parameters(lambda: CLIPTextEncoder(config, nnx.Rngs(0)))
+
+
+def torch_shapes(config: CLIPTextConfig, layout: Layout = "huggingface") -> dict[str, Shape]:
+    """Name and shape of every tensor of a checkpoint of this layout, without allocating any."""
+    return tables.torch_shapes(mapping(config, layout), abstract_parameters(config))
+
+
+def from_torch(
+    tensors: Mapping[str, Any], config: CLIPTextConfig, layout: Layout = "huggingface"
+) -> dict[str, np.ndarray]:
+    """Parameters by dotted name from a PyTorch state dict (arrays, or tensors that numpy can read).
+
+    Raises:
+      InputError: naming every tensor that is missing, unexpected or of another shape.
+    """
+    what = f"CLIP text weights of layout {layout}"
+    return tables.from_torch(tensors, mapping(config, layout), abstract_parameters(config), what)
+
+
+def to_torch(
+    parameters: Mapping[str, Any], config: CLIPTextConfig, layout: Layout = "huggingface"
+) -> dict[str, np.ndarray]:
+    """The inverse of `from_torch`."""
+    return tables.to_torch(parameters, mapping(config, layout))
+
+
+def config_from(
+    shapes: Mapping[str, Shape], layout: Layout = "huggingface", document: Mapping[str, Any] | None = None
+) -> CLIPTextConfig:
+    """The sizes of a checkpoint from its tensors' shapes and its config.json.
+
+    Without a document the heads are 64 wide and a text ends with the last token of the table, as in every released CLIP
+    (whose config.json may say 2 for that, from before it was read).
+
+    Raises:
+      InputError: a tensor that tells a size is missing, or the document names another activation.
+    """
+    document = document or {}
+    activation = document.get("hidden_act", "quick_gelu")
+    if activation != "quick_gelu":
+        raise InputError(f"config.json says hidden_act {activation!r}; the text tower of CLIP here has quick_gelu.")
+    vocab_size, dim = (size_of(shapes, "text_model.embeddings.token_embedding.weight", axis) for axis in (0, 1))
+    end_id = document.get("eos_token_id", 2)
+    return CLIPTextConfig(
+        vocab_size=vocab_size,
+        positions=size_of(shapes, "text_model.embeddings.position_embedding.weight", 0),
+        dim=dim,
+        ffn_dim=size_of(shapes, _LAYER.format(0) + "mlp.fc1.weight", 0),
+        heads=document.get("num_attention_heads", dim // 64),
+        layers=layers_of(shapes, _LAYER + "mlp.fc1.weight"),
+        end_id=vocab_size - 1 if end_id == 2 else end_id,
+        eps=document.get("layer_norm_eps", 1e-5),
+    )
+
+
+def config_document(config: CLIPTextConfig, layout: Layout = "huggingface") -> dict[str, Any]:
+    """The config.json beside an export: that of transformers' CLIPTextModel."""
+    return {
+        "architectures": ["CLIPTextModel"],
+        "model_type": "clip_text_model",
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.positions,
+        "hidden_size": config.dim,
+        "intermediate_size": config.ffn_dim,
+        "num_attention_heads": config.heads,
+        "num_hidden_layers": config.layers,
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": config.eps,
+        "bos_token_id": config.end_id - 1,
+        "eos_token_id": config.end_id,
+        "pad_token_id": config.end_id,
+    }
