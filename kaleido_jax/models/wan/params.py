@@ -1,6 +1,7 @@
 """Names and shapes of Wan's transformer weights in the releases that hold them, as data.
 
-Two layouts: "original" (Wan-AI's own files) and "diffusers" (WanTransformer3DModel). Each row of the table names one
+Three layouts: "original" (Wan-AI's own files), "diffusers" (WanTransformer3DModel) and "kaleido-sat" (Kaleido's own
+files, made with the SwissArmyTransformer library, which fuse queries, keys and values). Each row of a table names one
 module of ours, what it is called there, and how its tensors are turned; a module of the blocks stands once, with {} for
 the layer.
 """
@@ -19,7 +20,7 @@ from kaleido_jax.models.mapping import MATRIX, SAME, Entry, Kind, Shape, Transfo
 from kaleido_jax.models.wan.config import WanConfig
 from kaleido_jax.models.wan.modeling import WanTransformer
 
-Layout = Literal["original", "diffusers"]
+Layout = Literal["original", "diffusers", "kaleido-sat"]
 
 # How the patch embedding's weight becomes ours depends on the size of a patch; it is put in its place by `mapping`.
 _TABLE = Transform("1 rows dim -> rows dim")
@@ -89,6 +90,55 @@ _IMAGE_MODULES: tuple[tuple[str, str, str, str], ...] = (
     ),
 )
 
+# (our module, its name in Kaleido's files behind `_SAT_PREFIX`, kind[, which part of a fused tensor]), by what its
+# converter from Wan's original files does.
+_SAT_PREFIX = "model.diffusion_model."
+_SAT_LAYER, _SAT_NORMS = "transformer.layers.{}.", "mixins.adaln_layer."
+_SAT_MODULES: tuple[tuple, ...] = (
+    ("patch_embedding", "mixins.patch_embed.proj", "patches"),
+    ("text_embedding.first", "text_embedding.0", "linear"),
+    ("text_embedding.second", "text_embedding.2", "linear"),
+    ("time_embedding.first", "time_embed.0", "linear"),
+    ("time_embedding.second", "time_embed.2", "linear"),
+    ("time_projection", "adaln_projection.1", "linear"),
+    ("blocks.modulation", _SAT_NORMS + "adaLN_modulations.{}", "table"),
+    ("blocks.self_attention.query", _SAT_LAYER + "attention.query_key_value", "linear", 0),
+    ("blocks.self_attention.key", _SAT_LAYER + "attention.query_key_value", "linear", 1),
+    ("blocks.self_attention.value", _SAT_LAYER + "attention.query_key_value", "linear", 2),
+    ("blocks.self_attention.out", _SAT_LAYER + "attention.dense", "linear"),
+    ("blocks.self_attention.query_norm", _SAT_NORMS + "query_layernorm_list.{}", "rms norm"),
+    ("blocks.self_attention.key_norm", _SAT_NORMS + "key_layernorm_list.{}", "rms norm"),
+    ("blocks.cross_norm", _SAT_LAYER + "post_cross_attention_layernorm", "layer norm"),
+    ("blocks.cross_attention.query", _SAT_LAYER + "cross_attention.query", "linear"),
+    ("blocks.cross_attention.key", _SAT_LAYER + "cross_attention.key_value", "linear", 0),
+    ("blocks.cross_attention.value", _SAT_LAYER + "cross_attention.key_value", "linear", 1),
+    ("blocks.cross_attention.out", _SAT_LAYER + "cross_attention.dense", "linear"),
+    ("blocks.cross_attention.query_norm", _SAT_NORMS + "cross_query_layernorm_list.{}", "rms norm"),
+    ("blocks.cross_attention.key_norm", _SAT_NORMS + "cross_key_layernorm_list.{}", "rms norm"),
+    ("blocks.mlp.first", _SAT_LAYER + "mlp.dense_h_to_4h", "linear"),
+    ("blocks.mlp.second", _SAT_LAYER + "mlp.dense_4h_to_h", "linear"),
+    ("head.modulation", "mixins.final_layer.adaLN_modulation", "table"),
+    ("head.projection", "mixins.final_layer.linear", "linear"),
+)
+_SAT_IMAGE_MODULES: tuple[tuple, ...] = (
+    ("image_embedding.norm_in", "clip_proj.proj.0", "layer norm"),
+    ("image_embedding.mlp.first", "clip_proj.proj.1", "linear"),
+    ("image_embedding.mlp.second", "clip_proj.proj.3", "linear"),
+    ("image_embedding.norm_out", "clip_proj.proj.4", "layer norm"),
+    ("blocks.cross_attention.image_key", _SAT_NORMS + "clip_feature_key_value_list.{}", "linear", 0),
+    ("blocks.cross_attention.image_value", _SAT_NORMS + "clip_feature_key_value_list.{}", "linear", 1),
+    ("blocks.cross_attention.image_key_norm", _SAT_NORMS + "clip_feature_key_layernorm_list.{}", "rms norm"),
+)
+
+
+def _rows(layout: Layout, image: bool) -> list[tuple]:
+    """(our module, its name there, kind[, which part of a fused tensor]) for every module of a layout."""
+    if layout == "kaleido-sat":
+        rows = _SAT_MODULES + (_SAT_IMAGE_MODULES if image else ())
+        return [(ours, _SAT_PREFIX + theirs, *rest) for ours, theirs, *rest in rows]
+    column = {"original": 1, "diffusers": 2}[layout]
+    return [(row[0], row[column], row[3]) for row in _MODULES + (_IMAGE_MODULES if image else ())]
+
 
 # Our field -> its key in the config.json of a layout.
 _DOCUMENT_KEYS = {
@@ -100,6 +150,7 @@ _DOCUMENT_KEYS = {
         "ffn_dim": "ffn_dim", "heads": "num_attention_heads", "layers": "num_layers", "in_channels": "in_channels",
         "out_channels": "out_channels", "text_dim": "text_dim", "freq_dim": "freq_dim",
     },
+    "kaleido-sat": {},
 }  # fmt: skip
 
 
@@ -111,10 +162,12 @@ def _patches(patch: tuple[int, int, int]) -> Kind:
 
 def mapping(config: WanConfig, layout: Layout) -> dict[str, Entry]:
     """For every parameter of ours, by dotted name, its place in a checkpoint of this layout."""
-    column = {"original": 1, "diffusers": 2}[layout]
-    rows = _MODULES + (_IMAGE_MODULES if config.image_dim is not None else ())
-    kinds = _KINDS | {"patches": _patches(config.patch)}
-    return tables.table_of(((row[0], row[column], row[3]) for row in rows), kinds, config.layers)
+    part = lambda index: (index * config.dim, (index + 1) * config.dim)
+    rows = [
+        (ours, theirs, kind, *map(part, fused))
+        for ours, theirs, kind, *fused in _rows(layout, config.image_dim is not None)
+    ]
+    return tables.table_of(rows, _KINDS | {"patches": _patches(config.patch)}, config.layers)
 
 
 def abstract_parameters(config: WanConfig) -> dict[str, jax.ShapeDtypeStruct]:
@@ -148,8 +201,7 @@ def config_from(shapes: Mapping[str, Shape], layout: Layout, document: Mapping[s
     Raises:
       InputError: naming what cannot be told.
     """
-    column = {"original": 1, "diffusers": 2}[layout]
-    names = {row[0]: row[column] for row in _MODULES + _IMAGE_MODULES}
+    names = {ours: theirs for ours, theirs, *_ in _rows(layout, True)}
     axis = lambda ours, number: size_of(shapes, f"{names[ours].format(0)}.weight", number)
     keys = _DOCUMENT_KEYS[layout]
     size = lambda field, otherwise: told(document, keys[field], otherwise) if field in keys else otherwise
@@ -178,7 +230,9 @@ def config_from(shapes: Mapping[str, Shape], layout: Layout, document: Mapping[s
 
 
 def config_document(config: WanConfig, layout: Layout) -> dict[str, Any]:
-    """The config.json that stands beside weights of this layout."""
+    """The config.json that stands beside weights of this layout; Kaleido's own files have none."""
+    if layout == "kaleido-sat":
+        return {}
     keys = _DOCUMENT_KEYS[layout]
     document = {key: getattr(config, field) for field, key in keys.items()} | {"eps": config.eps}
     if layout == "original":

@@ -56,14 +56,15 @@ def test_the_14b_is_described_without_allocating_it():
     assert peak < 100 * 2**20  # objects of tracing; the smallest kernel of one layer is 105 MB
 
 
-@pytest.mark.parametrize("layout", ["original", "diffusers"])
+@pytest.mark.parametrize("layout", ["original", "diffusers", "kaleido-sat"])
 @pytest.mark.parametrize("config", [TINY, TINY_IMAGE], ids=["text", "image"])
 def test_the_table_is_a_bijection(config, layout):
     """Every parameter of ours once, every name of theirs once, and there and back again is the same to the bit."""
     table = mapping(config, layout)
     names = [name for entry in table.values() for name in entry.names]
     assert table.keys() == abstract_parameters(config).keys()
-    assert len(set(names)) == len(names)
+    places = [(name, entry.rows) for entry in table.values() for name in entry.names]
+    assert len(set(places)) == len(places)  # and torch_shapes refuses rows that overlap or leave a gap
     rng = np.random.default_rng(0)
     tensors = {n: rng.standard_normal(s).astype(np.float32) for n, s in torch_shapes(config, layout).items()}
     assert tensors.keys() == set(names)
