@@ -10,11 +10,11 @@ from jaxtyping import Array
 
 from kaleido_jax.attention.backends import attend, resolve
 from kaleido_jax.attention.reference import ATTENTION_NAME, Visibility
-from kaleido_jax.attention.sharded import Backend, merge, sharded
+from kaleido_jax.attention.sharded import Backend, inside, merge, sharded
 from kaleido_jax.masks import TokenMask
 from kaleido_jax.typing import AnyArray
 
-__all__ = ["ATTENTION_NAME", "attention", "merge", "sharded_attention"]
+__all__ = ["ATTENTION_NAME", "attention", "divided_attention", "merge", "sharded_attention"]
 
 _DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 
@@ -178,3 +178,34 @@ def sharded_attention(
         q, k, v, visibility, mesh=mesh, axis=axis, batch=batch, heads=heads, ulysses=ulysses, backend=how
     )
     return (out, lse) if return_lse else out
+
+
+def divided_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: TokenMask | None = None,
+    *,
+    axis: str | None,
+    batch: Any = None,
+    heads: Any = None,
+    ulysses: int | None = None,
+    backend: str = "auto",
+    interpret: bool = False,
+) -> Array:
+    """`sharded_attention` within a shard_map over `axis`: q, k, v and the mask are those of this device's tokens.
+
+    For programs that divide whole networks by tokens, so that attention alone looks beyond a device. The other axes of
+    the mesh are divided here: the batch by `batch`, heads by `heads`. axis: None where no axis divides the tokens, so
+    that a kernel only has to be told how the others do.
+
+    Raises:
+      ValueError: (while tracing) as `sharded_attention`.
+    """
+    chosen = resolve(backend, interpret=interpret, manual=True)
+    _check_arrays(q, k, v)
+    _check_options(mask, None)
+    visibility = None if mask is None else _visibility(mask, q.shape[0], q.shape[1], k.shape[1])
+    how = Backend(chosen, q.shape[3] ** -0.5, interpret)
+    mesh = jax.sharding.get_abstract_mesh()
+    return inside(q, k, v, visibility, mesh=mesh, axis=axis, batch=batch, heads=heads, ulysses=ulysses, backend=how)

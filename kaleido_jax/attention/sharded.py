@@ -187,13 +187,7 @@ def sharded(
 ) -> tuple[Float[Array, "b n h d"], Float[Array, "b h n"]]:
     """`local_attention` over a mesh; lengths that the axis does not divide are filled up with tokens nobody reads."""
     size = mesh.shape[axis]
-    key_heads = k.shape[2] // math.prod(mesh.shape[name] for name in _names(heads))
-    ulysses = math.gcd(key_heads, size) if ulysses is None else ulysses
-    if size % ulysses or key_heads % ulysses:
-        raise ValueError(
-            f"attention: ulysses is {ulysses}; expected a divisor of the {size} devices of {axis!r} and of the "
-            f"{key_heads} key heads of a device."
-        )
+    ulysses = _neighbours(mesh, axis, k.shape[2], heads, ulysses)
     n, m = q.shape[1], k.shape[1]
     if visibility is not None or m % size:
         visibility = fill_blocks(visibility, n, m, size, size)
@@ -209,6 +203,52 @@ def sharded(
     )
     out, lse = compute(fill(q), fill(k), fill(v), visibility)
     return out[:, :n], lse[:, :, :n]
+
+
+def inside(
+    q: Float[Array, "b n h d"],
+    k: Float[Array, "b m g d"],
+    v: Float[Array, "b m g d"],
+    visibility: Visibility | None,
+    *,
+    mesh: Mesh | jax.sharding.AbstractMesh,
+    axis: str | None,
+    batch: Any,
+    heads: Any,
+    ulysses: int | None,
+    backend: Backend,
+) -> Float[Array, "b n h d"]:
+    """`local_attention` in a program that a shard_map has divided along `axis` already, over the other axes."""
+    size = mesh.shape[axis] if axis else 1
+    ulysses = _neighbours(mesh, axis, k.shape[2], heads, ulysses) if axis else 1
+    tokens = PartitionSpec(batch, None, heads, None)
+    rows = jax.tree.map(lambda x: PartitionSpec(batch if x.shape[0] > 1 else None, None), visibility)
+
+    def compute(q, k, v, visibility):
+        return local_attention(q, k, v, visibility, backend, axis=axis or "", size=size, ulysses=ulysses)[0]
+
+    divide = jax.shard_map(
+        compute,
+        mesh=mesh,
+        in_specs=(tokens, tokens, tokens, rows),
+        out_specs=tokens,
+        axis_names=set(mesh.axis_names) - {axis},
+        check_vma=False,  # kernels do not say along which axes their results vary
+    )
+    return divide(q, k, v, visibility)
+
+
+def _neighbours(mesh: Any, axis: str, key_heads: int, heads: Any, ulysses: int | None) -> int:
+    """How many devices exchange heads: as asked for, or as many as divide both the axis and a device's key heads."""
+    size = mesh.shape[axis]
+    key_heads = key_heads // math.prod(mesh.shape[name] for name in _names(heads))
+    ulysses = math.gcd(key_heads, size) if ulysses is None else ulysses
+    if size % ulysses or key_heads % ulysses:
+        raise ValueError(
+            f"attention: ulysses is {ulysses}; expected a divisor of the {size} devices of {axis!r} and of the "
+            f"{key_heads} key heads of a device."
+        )
+    return ulysses
 
 
 def _names(axes: Any) -> tuple[str, ...]:

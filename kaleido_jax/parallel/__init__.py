@@ -2,5 +2,6 @@
 
 from kaleido_jax.parallel.mesh import AXES, MeshConfig
 from kaleido_jax.parallel.partition import partition_spec, shardings
+from kaleido_jax.parallel.sequence import divided
 
-__all__ = ["AXES", "MeshConfig", "partition_spec", "shardings"]
+__all__ = ["AXES", "MeshConfig", "divided", "partition_spec", "shardings"]

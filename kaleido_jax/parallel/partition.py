@@ -105,9 +105,19 @@ def shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
+def batch_axes(mesh: Any, batch: int) -> tuple[str, ...]:
+    """Those axes of the mesh that divide a batch of this size."""
+    axes: tuple[str, ...] = ()
+    for name in ("data", "fsdp"):
+        if batch % mesh.shape[name] == 0:
+            axes, batch = (*axes, name), batch // mesh.shape[name]
+    return axes
+
+
 def batch_shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
-    """A tree of shardings for arrays whose first axis is the batch: divided by data and fsdp."""
-    return jax.tree.map(lambda leaf: NamedSharding(mesh, PartitionSpec(("data", "fsdp"))), tree)
+    """A tree of shardings for arrays whose first axis is the batch: divided by data and fsdp, where they divide it."""
+    spec = lambda leaf: PartitionSpec(batch_axes(mesh, leaf.shape[0]) or None)
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, spec(leaf)), tree)
 
 
 def place(tree: Any, shardings: Any) -> Any:
