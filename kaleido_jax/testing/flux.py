@@ -11,7 +11,8 @@ from diffusers import FluxPipeline, FluxTransformer2DModel
 from flax import nnx
 
 from kaleido_jax.bundle import abstract, merge
-from kaleido_jax.layout import Segment, TokenLayout, patchify
+from kaleido_jax.layout import TokenLayout, patchify
+from kaleido_jax.methods import text_to_image
 from kaleido_jax.models.flux import FluxConfig, FluxTransformer
 from kaleido_jax.models.flux.params import from_torch
 from kaleido_jax.rope import Flat, positions
@@ -86,12 +87,6 @@ def run_peer(model, inputs: Inputs, latents: torch.Tensor | None = None) -> torc
     return FluxPipeline._unpack_latents(out, height, width, 1).permute(0, 2, 3, 1)
 
 
-def picture_layout(config: FluxConfig, text: int, height: int, width: int) -> TokenLayout:
-    """The released models' sequence: text, then a picture of height x width latents."""
-    grid = (1, height // config.patch[1], width // config.patch[2])
-    return TokenLayout((Segment(kind="text", grid=(text, 1, 1)), Segment(kind="video", grid=grid)))
-
-
 def plain_table(layout: TokenLayout, time, **masks) -> TokenTable:
     """Positions as in the released models, everything visible. time: [b] or [b, visual segments]."""
     time = jnp.asarray(time)
@@ -116,7 +111,8 @@ def graph(config: FluxConfig):
 def run_ours(parameters, inputs, config: FluxConfig) -> Array:
     """Tokens of velocity. inputs: `Inputs.arrays`."""
     latents, text, pooled, time, guidance = inputs
-    layout = picture_layout(config, text.shape[1], *latents.shape[2:4])
+    grid = tuple(size // patch for size, patch in zip(latents.shape[1:4], config.patch))
+    layout = text_to_image.layout(grid, text_tokens=text.shape[1])
     model = merge(graph(config), parameters)
     tokens, table = patchify(latents, config.patch), plain_table(layout, time)
     return model(tokens, table, text, pooled, layout=layout, guidance=guidance)

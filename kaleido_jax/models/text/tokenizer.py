@@ -91,8 +91,10 @@ class Tokenizer:
             raise UsageError("A sentencepiece tokenizer has no tokenizer.json; copy its spiece.model instead.")
         self._backend.save(path)
 
-    def encode(self, texts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
+    def encode(self, texts: Sequence[str], length: int, *, cleaned: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Ids of each text, int32 [texts, length], padded on the right, and how many are real, int32 [texts].
+
+        cleaned: whether `clean` comes first; FLUX's texts were never cleaned.
 
         A text that does not fit keeps its first length - 1 tokens and the end token. Warns with `TruncatedText` and
         `UnknownWords`, one each for every text concerned. The empty text is the end token alone.
@@ -102,7 +104,7 @@ class Tokenizer:
         ids = np.full((len(texts), length), self.pad_id, np.int32)
         lengths = np.zeros(len(texts), np.int32)
         for row, text in enumerate(texts):
-            text = clean(text)
+            text = clean(text) if cleaned else text
             body = self._backend.ids(text)
             kept = body[: length - 1]
             if len(kept) < len(body):
