@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
 
 from kaleido_jax.errors import InputError
 from kaleido_jax.models.flux import FluxConfig
@@ -114,3 +115,19 @@ def test_sizes_are_told_by_shapes_and_document():
         config_from(torch_shapes(TINY, "original"), "original")
     with pytest.raises(InputError, match=r"query_norm\.scale is missing"):
         config_from({"img_in.weight": (3072, 64)}, "original")
+
+
+def test_diffusers_own_conversion_of_the_original_agrees():
+    """It is written for the released width, so the values of a tensor vary along one axis only and take no memory."""
+    config = dataclasses.replace(FluxConfig.dev(), double_layers=1, single_layers=1)
+    r = np.random.default_rng(3)
+    ours = {
+        name: np.broadcast_to(r.integers(-128, 128, x.shape[-1:], np.int8), x.shape)
+        for name, x in abstract_parameters(config).items()
+    }
+    original = {name: torch.from_numpy(np.array(x)) for name, x in to_torch(ours, config, "original").items()}
+    converted = convert_flux_transformer_checkpoint_to_diffusers(original)
+    expected = to_torch(ours, config, "diffusers")
+    assert converted.keys() == expected.keys()
+    for name, x in expected.items():
+        assert np.array_equal(converted[name].numpy(), x), name

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from flax import nnx
 
 from kaleido_jax.bundle import abstract, merge
@@ -127,6 +128,18 @@ def test_there_and_back_is_bitwise(layout):
         np.testing.assert_array_equal(back[name], ours[name])
     document = vae_params.config_document(CONFIG, "diffusers")
     assert vae_params.config_from({k: x.shape for k, x in tensors.items()}, layout, document) == CONFIG
+
+
+def test_diffusers_own_conversion_of_the_original_agrees():
+    r = np.random.default_rng(3)
+    shapes = vae_params.abstract_parameters(CONFIG)
+    ours = {name: r.standard_normal(x.shape).astype(np.float32) for name, x in shapes.items()}
+    original = {name: torch.from_numpy(x) for name, x in vae_params.to_torch(ours, CONFIG, "original").items()}
+    converted = convert_ldm_vae_checkpoint(original, vae_params.config_document(CONFIG, "diffusers"))
+    expected = vae_params.to_torch(ours, CONFIG, "diffusers")
+    assert converted.keys() == expected.keys()
+    for name, x in expected.items():
+        np.testing.assert_array_equal(converted[name].numpy(), x)
 
 
 def test_bad_input_is_an_error_that_names_it(pair):
