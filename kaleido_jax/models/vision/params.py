@@ -1,0 +1,249 @@
+"""Names and shapes of the image encoders' weights in the releases that hold them, as data.
+
+CLIP has the layouts "huggingface" (CLIPVisionModelWithProjection, and without a projection CLIPVisionModel),
+"open_clip" (also OpenAI's own files) and "wan" (models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth); DINO and
+DINOv2 have "huggingface" (ViTModel without a pooler, Dinov2Model, Dinov2WithRegistersModel) and "original" (Meta's
+files). Names are those of the files, which differ from the attributes of some of these classes. Each row of a table
+names one module of ours and what it is called there, with {} for the layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from flax import nnx
+
+from kaleido_jax.models import mapping as tables
+from kaleido_jax.models.mapping import MATRIX, SAME, Entry, Kind, Shape, Transform
+from kaleido_jax.models.vision.config import VisionConfig
+from kaleido_jax.models.vision.modeling import VisionEncoder
+
+Layout = Literal["huggingface", "open_clip", "wan", "original"]
+
+LAYOUTS: dict[str, tuple[Layout, ...]] = {
+    "clip": ("huggingface", "open_clip", "wan"),
+    "dino": ("huggingface", "original"),
+    "dinov2": ("huggingface", "original"),
+}
+# Tensors of a whole CLIP that are not the vision tower's, by the beginning of their names: a file may hold them too.
+OTHER_TOWERS: dict[Layout, tuple[str, ...]] = {
+    "huggingface": ("text_model.", "text_projection.", "logit_scale", "vision_model.embeddings.position_ids"),
+    "open_clip": (
+        "transformer.", "text.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection",
+        "logit_scale", "input_resolution", "context_length", "vocab_size",
+    ),
+    "wan": ("textual.", "log_scale"),
+    "original": (),
+}  # fmt: skip
+
+_KINDS: dict[str, Kind] = {
+    "linear": ((".kernel", ".weight", MATRIX), (".bias", ".bias", SAME)),
+    "matrix": ((".kernel", ".weight", MATRIX),),
+    "linear, one tensor each": ((".kernel", "_weight", MATRIX), (".bias", "_bias", SAME)),
+    "norm": ((".scale", ".weight", SAME), (".bias", ".bias", SAME)),
+    "head": ((".kernel", "", SAME),),
+    "embedding": (("", ".weight", SAME),),
+    "tensor": (("", "", SAME),),
+    "1 d": (("", "", Transform("1 d -> d")),),
+    "1 1 d": (("", "", Transform("1 1 d -> d")),),
+    "1 n d": (("", "", Transform("1 n d -> n d")),),
+    "scale": ((".factor", "", SAME),),
+}
+
+
+def _patches(patch: int, *, bias: bool) -> Kind:
+    weight = Transform("d c ph pw -> (ph pw c) d", (("ph", patch), ("pw", patch)))
+    return ((".kernel", ".weight", weight), *(((".bias", ".bias", SAME),) if bias else ()))
+
+
+Row = tuple  # (our module, its name there, kind[, (start, stop) of its rows there])
+
+
+def _clip_huggingface(config: VisionConfig) -> list[Row]:
+    layer = "vision_model.encoder.layers.{}."
+    return [
+        ("summary", "vision_model.embeddings.class_embedding", "tensor"),
+        ("patch_embedding", "vision_model.embeddings.patch_embedding", "patches"),
+        ("positions", "vision_model.embeddings.position_embedding", "embedding"),
+        ("norm_in", "vision_model.pre_layrnorm", "norm"),
+        ("blocks.norm1", layer + "layer_norm1", "norm"),
+        ("blocks.attention.query", layer + "self_attn.q_proj", "linear"),
+        ("blocks.attention.key", layer + "self_attn.k_proj", "linear"),
+        ("blocks.attention.value", layer + "self_attn.v_proj", "linear"),
+        ("blocks.attention.out", layer + "self_attn.out_proj", "linear"),
+        ("blocks.norm2", layer + "layer_norm2", "norm"),
+        ("blocks.mlp.first", layer + "mlp.fc1", "linear"),
+        ("blocks.mlp.second", layer + "mlp.fc2", "linear"),
+        ("norm_out", "vision_model.post_layernorm", "norm"),
+        ("projection", "visual_projection", "matrix"),
+    ]
+
+
+def _fused(config: VisionConfig, name: str, kind: str) -> list[Row]:
+    """Query, key and value as thirds of one linear map."""
+    return [
+        (f"blocks.attention.{part}", name, kind, (i * config.dim, (i + 1) * config.dim))
+        for i, part in enumerate(("query", "key", "value"))
+    ]
+
+
+def _clip_open_clip(config: VisionConfig) -> list[Row]:
+    layer = "visual.transformer.resblocks.{}."
+    return [
+        ("summary", "visual.class_embedding", "tensor"),
+        ("patch_embedding", "visual.conv1", "patches"),
+        ("positions", "visual.positional_embedding", "tensor"),
+        ("norm_in", "visual.ln_pre", "norm"),
+        ("blocks.norm1", layer + "ln_1", "norm"),
+        *_fused(config, layer + "attn.in_proj", "linear, one tensor each"),
+        ("blocks.attention.out", layer + "attn.out_proj", "linear"),
+        ("blocks.norm2", layer + "ln_2", "norm"),
+        ("blocks.mlp.first", layer + "mlp.c_fc", "linear"),
+        ("blocks.mlp.second", layer + "mlp.c_proj", "linear"),
+        ("norm_out", "visual.ln_post", "norm"),
+        ("projection", "visual.proj", "head"),
+    ]
+
+
+def _clip_wan(config: VisionConfig) -> list[Row]:
+    layer = "visual.transformer.{}."
+    return [
+        ("summary", "visual.cls_embedding", "1 1 d"),
+        ("patch_embedding", "visual.patch_embedding", "patches"),
+        ("positions", "visual.pos_embedding", "1 n d"),
+        ("norm_in", "visual.pre_norm", "norm"),
+        ("blocks.norm1", layer + "norm1", "norm"),
+        *_fused(config, layer + "attn.to_qkv", "linear"),
+        ("blocks.attention.out", layer + "attn.proj", "linear"),
+        ("blocks.norm2", layer + "norm2", "norm"),
+        ("blocks.mlp.first", layer + "mlp.0", "linear"),
+        ("blocks.mlp.second", layer + "mlp.2", "linear"),
+        ("norm_out", "visual.post_norm", "norm"),
+        ("projection", "visual.head", "head"),
+    ]
+
+
+def _feed_forward(config: VisionConfig, layer: str, gated: tuple[str, str]) -> list[Row]:
+    """DINOv2's: two maps, or gate and up as halves of one, and down."""
+    if config.activation != "swiglu":
+        return [
+            ("blocks.mlp.first", layer + "mlp.fc1", "linear"),
+            ("blocks.mlp.second", layer + "mlp.fc2", "linear"),
+        ]
+    return [
+        ("blocks.mlp.gate", layer + gated[0], "linear", (0, config.ffn_dim)),
+        ("blocks.mlp.up", layer + gated[0], "linear", (config.ffn_dim, 2 * config.ffn_dim)),
+        ("blocks.mlp.down", layer + gated[1], "linear"),
+    ]
+
+
+def _dino_huggingface(config: VisionConfig) -> list[Row]:
+    layer = "encoder.layer.{}."
+    rows: list[Row] = [
+        ("summary", "embeddings.cls_token", "1 1 d"),
+        ("registers", "embeddings.register_tokens", "1 n d"),
+        ("mask_token", "embeddings.mask_token", "1 d"),
+        ("patch_embedding", "embeddings.patch_embeddings.projection", "patches"),
+        ("positions", "embeddings.position_embeddings", "1 n d"),
+        ("blocks.attention.query", layer + "attention.attention.query", "linear"),
+        ("blocks.attention.key", layer + "attention.attention.key", "linear"),
+        ("blocks.attention.value", layer + "attention.attention.value", "linear"),
+        ("blocks.attention.out", layer + "attention.output.dense", "linear"),
+        ("norm_out", "layernorm", "norm"),
+    ]
+    if config.family == "dino":
+        return [
+            *rows,
+            ("blocks.norm1", layer + "layernorm_before", "norm"),
+            ("blocks.norm2", layer + "layernorm_after", "norm"),
+            ("blocks.mlp.first", layer + "intermediate.dense", "linear"),
+            ("blocks.mlp.second", layer + "output.dense", "linear"),
+        ]
+    return [
+        *rows,
+        ("blocks.norm1", layer + "norm1", "norm"),
+        ("blocks.scale1", layer + "layer_scale1.lambda1", "scale"),
+        ("blocks.norm2", layer + "norm2", "norm"),
+        *_feed_forward(config, layer, ("mlp.weights_in", "mlp.weights_out")),
+        ("blocks.scale2", layer + "layer_scale2.lambda1", "scale"),
+    ]
+
+
+def _dino_original(config: VisionConfig) -> list[Row]:
+    layer = "blocks.{}."
+    return [
+        ("summary", "cls_token", "1 1 d"),
+        ("registers", "register_tokens", "1 n d"),
+        ("mask_token", "mask_token", "1 d"),
+        ("patch_embedding", "patch_embed.proj", "patches"),
+        ("positions", "pos_embed", "1 n d"),
+        ("blocks.norm1", layer + "norm1", "norm"),
+        *_fused(config, layer + "attn.qkv", "linear"),
+        ("blocks.attention.out", layer + "attn.proj", "linear"),
+        ("blocks.scale1", layer + "ls1.gamma", "scale"),
+        ("blocks.norm2", layer + "norm2", "norm"),
+        *_feed_forward(config, layer, ("mlp.w12", "mlp.w3")),
+        ("blocks.scale2", layer + "ls2.gamma", "scale"),
+        ("norm_out", "norm", "norm"),
+    ]
+
+
+_ROWS = {
+    ("clip", "huggingface"): _clip_huggingface,
+    ("clip", "open_clip"): _clip_open_clip,
+    ("clip", "wan"): _clip_wan,
+    ("dino", "huggingface"): _dino_huggingface,
+    ("dino", "original"): _dino_original,
+    ("dinov2", "huggingface"): _dino_huggingface,
+    ("dinov2", "original"): _dino_original,
+}
+
+
+def mapping(config: VisionConfig, layout: Layout) -> dict[str, Entry]:
+    """For every parameter of ours, by dotted name, its place in a checkpoint of this layout.
+
+    Raises:
+      ValueError: if the config's family has no such layout.
+    """
+    if layout not in LAYOUTS[config.family]:
+        known = ", ".join(LAYOUTS[config.family])
+        raise ValueError(f"layout is {layout!r}; expected one of {known}, for weights of {config.family}.")
+    kinds = _KINDS | {"patches": _patches(config.patch, bias=config.family != "clip")}
+    table = tables.table_of(_ROWS[config.family, layout](config), kinds, config.layers)
+    present = abstract_parameters(config)  # a model may lack its projection, registers, mask token or scales
+    return {name: entry for name, entry in table.items() if name in present}
+
+
+def abstract_parameters(config: VisionConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and dtype of every parameter by dotted name, without allocating any."""
+    return tables.abstract_parameters(lambda: VisionEncoder(config, nnx.Rngs(0)))
+
+
+def torch_shapes(config: VisionConfig, layout: Layout = "huggingface") -> dict[str, Shape]:
+    """Name and shape of every tensor of a checkpoint of this layout, without allocating any."""
+    return tables.torch_shapes(mapping(config, layout), abstract_parameters(config))
+
+
+def from_torch(
+    tensors: Mapping[str, Any], config: VisionConfig, layout: Layout = "huggingface"
+) -> dict[str, np.ndarray]:
+    """Parameters by dotted name from a PyTorch state dict (arrays, or tensors that numpy can read).
+
+    A file of a whole CLIP may be given: what belongs to its text tower is left out (`OTHER_TOWERS`).
+
+    Raises:
+      InputError: naming every tensor that is missing, unexpected or of another shape.
+    """
+    tensors = {name: x for name, x in tensors.items() if not name.startswith(OTHER_TOWERS[layout])}
+    what = f"{config.family} vision weights of layout {layout}"
+    return tables.from_torch(tensors, mapping(config, layout), abstract_parameters(config), what)
+
+
+def to_torch(
+    parameters: Mapping[str, Any], config: VisionConfig, layout: Layout = "huggingface"
+) -> dict[str, np.ndarray]:
+    """The inverse of `from_torch`, without a text tower."""
+    return tables.to_torch(parameters, mapping(config, layout))

@@ -1,0 +1,222 @@
+"""Names and shapes of the image encoders' weights: transformers' own, those of the original files, and the way back."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from flax import nnx
+from safetensors.numpy import save_file
+
+from kaleido_jax.bundle import abstract, merge
+from kaleido_jax.models.vision import VisionConfig
+from kaleido_jax.models.vision.modeling import SelfAttention
+from kaleido_jax.models.vision.params import (
+    LAYOUTS,
+    abstract_parameters,
+    from_torch,
+    mapping,
+    to_torch,
+    torch_shapes,
+)
+from kaleido_jax.testing import relative_error
+from kaleido_jax.testing.vision import file_shapes, peer
+
+# Every release, with how many parameters it has.
+RELEASES = {
+    "clip_b32": (VisionConfig.clip_b32(), 87_849_216),
+    "clip_l14": (VisionConfig.clip_l14(), 303_966_208),
+    "clip_h14": (VisionConfig.clip_h14(), 632_076_800),
+    "clip_h14 in diffusers": (dataclasses.replace(VisionConfig.clip_h14(), projection=None), 630_766_080),
+    "dino_s16": (VisionConfig.dino_s16(), 21_665_664),
+    "dino_b16": (VisionConfig.dino_b16(), 85_798_656),
+    "dinov2_s14": (VisionConfig.dinov2_s14(), 22_056_576),
+    "dinov2_b14": (VisionConfig.dinov2_b14(), 86_580_480),
+    "dinov2_l14": (VisionConfig.dinov2_l14(), 304_368_640),
+    "dinov2_g14": (VisionConfig.dinov2_g14(), 1_136_480_768),
+    "dinov2_b14 with registers": (VisionConfig.dinov2_b14().with_registers(), 86_583_552),
+    "dinov2_g14 with registers": (VisionConfig.dinov2_g14().with_registers(), 1_136_486_912),
+}
+SMALL = {
+    "clip": dataclasses.replace(
+        VisionConfig.clip_b32(), dim=12, ffn_dim=20, heads=2, layers=2, patch=3, image_size=9, projection=5
+    ),
+    "dino": dataclasses.replace(
+        VisionConfig.dino_s16(), dim=12, ffn_dim=20, heads=2, layers=2, patch=3, image_size=9
+    ),
+    "dinov2": dataclasses.replace(
+        VisionConfig.dinov2_g14().with_registers(), dim=12, ffn_dim=24, heads=2, layers=2, patch=3, image_size=9
+    ),
+}  # fmt: skip
+CASES = [(family, layout) for family, layouts in LAYOUTS.items() for layout in layouts]
+
+
+@pytest.mark.parametrize("name", RELEASES)
+def test_released_sizes_are_those_of_transformers(name):
+    config, parameters = RELEASES[name]
+    theirs = file_shapes(config)
+    assert torch_shapes(config, "huggingface") == theirs
+    assert sum(np.prod(shape, dtype=np.int64) for shape in theirs.values()) == parameters
+
+
+# The original files' names and shapes at the released sizes, written from their code: outside the blocks, then those of
+# a block behind the prefix.
+ORIGINALS = {
+    ("clip_h14", "wan"): (
+        {
+            "visual.cls_embedding": (1, 1, 1280), "visual.pos_embedding": (1, 257, 1280),
+            "visual.patch_embedding.weight": (1280, 3, 14, 14), "visual.head": (1280, 1024),
+            "visual.pre_norm.weight": (1280,), "visual.pre_norm.bias": (1280,),
+            "visual.post_norm.weight": (1280,), "visual.post_norm.bias": (1280,),
+        },
+        "visual.transformer.{}.",
+        {
+            "norm1.weight": (1280,), "norm1.bias": (1280,), "norm2.weight": (1280,), "norm2.bias": (1280,),
+            "attn.to_qkv.weight": (3840, 1280), "attn.to_qkv.bias": (3840,),
+            "attn.proj.weight": (1280, 1280), "attn.proj.bias": (1280,),
+            "mlp.0.weight": (5120, 1280), "mlp.0.bias": (5120,), "mlp.2.weight": (1280, 5120), "mlp.2.bias": (1280,),
+        },
+    ),
+    ("clip_b32", "open_clip"): (
+        {
+            "visual.class_embedding": (768,), "visual.positional_embedding": (50, 768),
+            "visual.conv1.weight": (768, 3, 32, 32), "visual.proj": (768, 512),
+            "visual.ln_pre.weight": (768,), "visual.ln_pre.bias": (768,),
+            "visual.ln_post.weight": (768,), "visual.ln_post.bias": (768,),
+        },
+        "visual.transformer.resblocks.{}.",
+        {
+            "ln_1.weight": (768,), "ln_1.bias": (768,), "ln_2.weight": (768,), "ln_2.bias": (768,),
+            "attn.in_proj_weight": (2304, 768), "attn.in_proj_bias": (2304,),
+            "attn.out_proj.weight": (768, 768), "attn.out_proj.bias": (768,),
+            "mlp.c_fc.weight": (3072, 768), "mlp.c_fc.bias": (3072,),
+            "mlp.c_proj.weight": (768, 3072), "mlp.c_proj.bias": (768,),
+        },
+    ),
+    ("dino_s16", "original"): (
+        {
+            "cls_token": (1, 1, 384), "pos_embed": (1, 197, 384), "patch_embed.proj.weight": (384, 3, 16, 16),
+            "patch_embed.proj.bias": (384,), "norm.weight": (384,), "norm.bias": (384,),
+        },
+        "blocks.{}.",
+        {
+            "norm1.weight": (384,), "norm1.bias": (384,), "norm2.weight": (384,), "norm2.bias": (384,),
+            "attn.qkv.weight": (1152, 384), "attn.qkv.bias": (1152,),
+            "attn.proj.weight": (384, 384), "attn.proj.bias": (384,),
+            "mlp.fc1.weight": (1536, 384), "mlp.fc1.bias": (1536,),
+            "mlp.fc2.weight": (384, 1536), "mlp.fc2.bias": (384,),
+        },
+    ),
+    ("dinov2_g14 with registers", "original"): (
+        {
+            "cls_token": (1, 1, 1536), "mask_token": (1, 1536), "register_tokens": (1, 4, 1536),
+            "pos_embed": (1, 1370, 1536), "patch_embed.proj.weight": (1536, 3, 14, 14),
+            "patch_embed.proj.bias": (1536,), "norm.weight": (1536,), "norm.bias": (1536,),
+        },
+        "blocks.{}.",
+        {
+            "norm1.weight": (1536,), "norm1.bias": (1536,), "norm2.weight": (1536,), "norm2.bias": (1536,),
+            "ls1.gamma": (1536,), "ls2.gamma": (1536,),
+            "attn.qkv.weight": (4608, 1536), "attn.qkv.bias": (4608,),
+            "attn.proj.weight": (1536, 1536), "attn.proj.bias": (1536,),
+            "mlp.w12.weight": (8192, 1536), "mlp.w12.bias": (8192,),
+            "mlp.w3.weight": (1536, 4096), "mlp.w3.bias": (1536,),
+        },
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "layout"), ORIGINALS)
+def test_original_names_are_those_of_the_files(name, layout):
+    config = RELEASES[name][0]
+    outside, prefix, block = ORIGINALS[name, layout]
+    blocks = {prefix.format(i) + key: shape for i in range(config.layers) for key, shape in block.items()}
+    assert torch_shapes(config, layout) == outside | blocks
+
+
+@pytest.mark.parametrize(("family", "layout"), CASES)
+def test_the_table_is_a_bijection(family, layout):
+    """Every parameter of ours once, every tensor of theirs once and whole, there and back the same to the bit."""
+    config = SMALL[family]
+    assert mapping(config, layout).keys() == abstract_parameters(config).keys()
+    rng = np.random.default_rng(0)
+    tensors = {n: rng.standard_normal(s).astype(np.float16) for n, s in torch_shapes(config, layout).items()}
+    ours = from_torch(tensors, config, layout)
+    assert {name: x.shape for name, x in ours.items()} == {n: x.shape for n, x in abstract_parameters(config).items()}
+    again = to_torch(ours, config, layout)
+    assert again.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert again[name].dtype == tensor.dtype
+        np.testing.assert_array_equal(again[name], tensor)
+
+
+def test_original_attention_is_open_clips():
+    """The fused query, key and value of open-clip's files against PyTorch's own MultiheadAttention, which they are."""
+    config = SMALL["clip"]
+    rng = np.random.default_rng(0)
+    tensors = {
+        n: rng.standard_normal(s).astype(np.float32) for n, s in torch_shapes(config, "open_clip").items()
+    }  # fmt: skip
+    layer = torch.nn.MultiheadAttention(config.dim, config.heads, batch_first=True)
+    prefix = "visual.transformer.resblocks.1.attn."
+    layer.load_state_dict(
+        {key.removeprefix(prefix): torch.from_numpy(x) for key, x in tensors.items() if key.startswith(prefix)}
+    )
+    x = rng.standard_normal((2, 5, config.dim)).astype(np.float32)
+    expected, _ = layer(*[torch.from_numpy(x)] * 3)
+    ours = from_torch(tensors, config, "open_clip")
+    prefix = "blocks.attention."
+    weights = {key.removeprefix(prefix): jnp.asarray(w[1]) for key, w in ours.items() if key.startswith(prefix)}
+    attention = merge(abstract(lambda: SelfAttention(config, nnx.Rngs(0)))[0], weights)
+    assert relative_error(jax.jit(attention.__call__)(jnp.asarray(x)), expected.detach()) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["clip", "clip, no projection", "dino", "dinov2"])
+def test_transformers_loads_what_we_write(name, tmp_path):
+    """Under the names of released files, read by the classes themselves: no tensor is missing and none is strange."""
+    config = SMALL[name.partition(",")[0]]
+    if name == "clip, no projection":
+        config = dataclasses.replace(config, projection=None)
+    rng = np.random.default_rng(0)
+    ours = {n: rng.standard_normal(x.shape).astype(np.float32) for n, x in abstract_parameters(config).items()}
+    model = peer(config)
+    model.config.save_pretrained(tmp_path)
+    tensors = {key: np.ascontiguousarray(x) for key, x in to_torch(ours, config).items()}
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    options = {"add_pooling_layer": False} if isinstance(model, transformers.ViTModel) else {}
+    loaded, report = type(model).from_pretrained(tmp_path, output_loading_info=True, **options)
+    assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
+    patches = next(x for key, x in loaded.state_dict().items() if x.ndim == 4)
+    name = next(key for key, shape in torch_shapes(config).items() if len(shape) == 4)
+    np.testing.assert_array_equal(patches.numpy(), tensors[name])
+
+
+def test_a_whole_clip_may_be_given():
+    config = SMALL["clip"]
+    for layout, strangers in (
+        ("huggingface", ("text_model.embeddings.token_embedding.weight", "logit_scale")),
+        ("open_clip", ("transformer.resblocks.0.ln_1.weight", "positional_embedding")),
+        ("wan", ("textual.head.0.weight", "log_scale")),
+    ):
+        tensors = {name: np.zeros(shape, np.float32) for name, shape in torch_shapes(config, layout).items()}
+        whole = tensors | {name: np.zeros(3) for name in strangers}
+        assert from_torch(whole, config, layout).keys() == abstract_parameters(config).keys()
+
+
+def test_every_problem_is_named_at_once():
+    config = SMALL["dino"]
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in torch_shapes(config, "original").items()}
+    del tensors["blocks.1.norm1.bias"]
+    tensors["head.weight"] = np.zeros(3)
+    tensors["blocks.0.attn.qkv.weight"] = np.zeros((12, 12))
+    expected = (
+        r"3 problems in dino vision weights of layout original: missing blocks\.1\.norm1\.bias; "
+        r"unexpected head\.weight; blocks\.0\.attn\.qkv\.weight has shape \(12, 12\), expected \(36, 12\)"
+    )
+    with pytest.raises(ValueError, match=expected):
+        from_torch(tensors, config, "original")
+    with pytest.raises(ValueError, match="layout is 'wan'; expected one of huggingface, original, for weights of dino"):
+        mapping(config, "wan")
