@@ -34,6 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a subject: a PNG, JPEG or WebP picture (or an MP4 or WebM clip), or several of the same subject, "
         "separated by commas; repeat it for each subject",
     )
+    parser.add_argument(
+        "--primary",
+        type=_number,
+        default=1,
+        metavar="N",
+        help="which of the references is the one that the prompt is relative to, counted from 1 (anyid; default: 1)",
+    )
     parser.add_argument("--prompt", metavar="TEXT", help="what happens in the video")
     parser.add_argument(
         "--prompts",
@@ -125,6 +132,12 @@ def _jobs(args: argparse.Namespace) -> "Iterator[Job]":
     if not args.reference:
         raise UsageError("There is no reference picture; give at least one with --reference PICTURE.")
     references = tuple(jobs.subject_files(words) for words in args.reference)
+    if args.primary != 1:
+        from kaleido_jax.methods.differential import primary_first
+        from kaleido_jax.pipeline.request import whole_number
+
+        whole_number("primary", args.primary, 1, len(references))
+        references = tuple(primary_first(references, args.primary))
     out = args.out or Path("out.mp4")
     yield jobs.Job(prompt=check_prompt(args.prompt), references=references, settings=settings, out=out)
 

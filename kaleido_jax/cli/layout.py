@@ -27,6 +27,8 @@ class Method:
 METHODS = {
     "kaleido": Method("shift-wh"),
     "kaleido-released": Method("shift-wh-released"),
+    "anyid": Method("concat-after"),
+    "anyid-unidirectional": Method("concat-after", rule="unidirectional"),
     "contextanyone": Method("gap", rule="unidirectional"),
     "lct": Method("interleaved", references="none", shots=True, text=8),
     "lct-causal": Method("interleaved", rule="shot-causal", references="none", shots=True, text=8),

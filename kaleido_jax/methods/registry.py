@@ -5,11 +5,12 @@ import typing
 from collections.abc import Mapping, Sequence
 
 from kaleido_jax.errors import UsageError, printable, unknown_name
+from kaleido_jax.methods.anyid import AnyID
 from kaleido_jax.methods.kaleido import Kaleido
 from kaleido_jax.methods.method import Method
 from kaleido_jax.names import lookup
 
-METHODS: Mapping[str, type[Method]] = {method.name: method for method in (Kaleido,)}
+METHODS: Mapping[str, type[Method]] = {method.name: method for method in (Kaleido, AnyID)}
 
 
 def create(name: str, scheme: str = "", options: Sequence[str] = ()) -> Method:

@@ -20,6 +20,7 @@ from kaleido_jax.diffusion import samplers
 from kaleido_jax.layout import Grid, TokenLayout
 from kaleido_jax.media.references import to_model_range
 from kaleido_jax.methods import registry
+from kaleido_jax.methods.differential import primary_first
 from kaleido_jax.methods.method import EMPTY_BYTE, Condition
 from kaleido_jax.pipeline import models
 from kaleido_jax.pipeline.compile_cache import use_compile_cache
@@ -100,6 +101,7 @@ class Pipeline:
         prompt: str,
         settings: Settings | None = None,
         progress: Progress | None = None,
+        primary: int = 1,
         **fields: Any,
     ) -> Generation:
         """Makes one video.
@@ -110,6 +112,7 @@ class Pipeline:
           prompt: what happens in the video.
           settings: size, seed and so on; the fields of `Settings` may also be given by name (seed=3, steps=20).
           progress: called with the stage, and how much of it is done.
+          primary: number, from 1, of the subject that comes first: AnyID's primary reference.
 
         Raises:
           InputError: a picture or the prompt cannot be used. UsageError: a setting cannot.
@@ -117,7 +120,7 @@ class Pipeline:
         settings = dataclasses.replace(settings or Settings(), **fields).resolved(self.config)
         prompt = check_prompt(prompt)
         pictures = read_references(
-            references,
+            references if primary == 1 else primary_first(references, primary),
             height=settings.height,
             width=settings.width,
             frames=settings.frames,

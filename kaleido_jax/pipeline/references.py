@@ -67,7 +67,13 @@ def read_references(
 def _pixels(picture: Any, height: int, width: int, frames: int, rate: int) -> UInt8[np.ndarray, "f h w 3"]:
     if isinstance(picture, str | os.PathLike):
         if is_clip(picture):
-            return read_clip(picture, frames=frames, height=height, width=width, frames_per_second=rate)
+            clip = read_clip(picture, frames=frames, height=height, width=width, frames_per_second=rate)
+            if len(clip) == 1 and frames > 1:
+                raise InputError(
+                    f"{shown(os.fsdecode(picture))}: the clip has fewer than 5 frames at {rate} a second, not even one "
+                    "latent frame after its first; give a longer clip, or a picture."
+                )
+            return clip
         return fit_on_white(read_image(picture), height, width)[None]
     if isinstance(picture, Image.Image):
         rgba = np.array(picture.convert("RGBA"))

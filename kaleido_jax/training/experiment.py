@@ -13,10 +13,12 @@ class DataConfig:
     """What is trained on: the procedural world, rendered and encoded on the fly or encoded once and cached."""
 
     source: Literal["world", "latents"] = "latents"
-    size: int = 96  # pixels of the square picture
+    size: int = 96  # pixels of the picture's height
+    width: int = 0  # of the picture in pixels; 0: as wide as high
     frames: int = 17
     references: int = 3  # at most this many a sample
     reference_buckets: bool = True  # cached batches of one reference count each: no compute on absent ones
+    reference_frames: int = 1  # of a reference that is a clip, for methods that take clips
     samples: int = 4096  # in the cache; the world itself never repeats one
     heldout: int = 96  # samples for the held-out loss
     folder: str = ""  # of the cache; empty: "latents" in the work directory
@@ -26,6 +28,11 @@ class DataConfig:
     workers: int = 0  # loader processes; 0 loads in threads of this one
 
     def __post_init__(self) -> None:
+    @property
+    def picture(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.size, self.width or self.size
+
         if self.references < 1:
             raise ValueError(f"data.references must be at least 1, got {self.references}")
         for name in ("text_dropout", "reference_subsets"):

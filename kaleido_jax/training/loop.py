@@ -16,6 +16,7 @@ import numpy as np
 from kaleido_jax.config import to_json
 from kaleido_jax.errors import ExitCode
 from kaleido_jax.training import sheets
+from kaleido_jax.training.groups import GroupSource
 from kaleido_jax.training.metrics import Metrics, Rate, duration, report
 from kaleido_jax.training.run import Run
 from kaleido_jax.training.signals import Signals
@@ -132,9 +133,10 @@ class Training:
     def evaluate(self) -> None:
         """The averaged weights' loss on held-out samples, at fixed times and noise."""
         with self._pause():
-            assert isinstance(self.heldout, CachedSource)
-            batches = [self.heldout.batch(i) for i in range(self.heldout.batches_per_epoch)]
-            losses = [np.asarray(self.run.programs.evaluate(self.state.average, batch)) for batch in batches]
+            assert isinstance(self.heldout, CachedSource | GroupSource)
+            batches = (self.heldout.batch(i) for i in range(self.heldout.batches_per_epoch))
+            encoded = (self.run.latents(batch) if self.heldout.pixels else batch for batch in batches)
+            losses = [np.asarray(self.run.programs.evaluate(self.state.average, batch)) for batch in encoded]
             by_time = np.concatenate(losses).mean(axis=0)
             columns = {f"heldout_loss_at_{time:g}": float(x) for time, x in zip(EVALUATION_TIMES, by_time)}
             self.metrics.write(self.step, {"loss": float(by_time.mean()), "heldout": 1} | columns)
@@ -168,12 +170,16 @@ class Training:
 def draw_sheet(run: Run, state: TrainState, heldout: Source, path: Any) -> None:
     """Write the contact sheet of some held-out samples; their noise changes with the step."""
     batch = sheets.first_samples(heldout, run.experiment.sampling.pictures)
+    batch = run.latents(batch) if heldout.pixels else batch
     key = jax.random.fold_in(jax.random.key(run.experiment.seed), int(state.step))
     latents = run.programs.generate(state.average, batch, run.unconditional(batch), key)
     decode = lambda x: np.asarray(run.programs.decode(x))
+    slots, pictures = range(batch.references.shape[1]), batch.references.ndim == 5
     sheets.write(
         path,
-        references=[decode(batch.references[:, i : i + 1])[:, 0] for i in range(batch.references.shape[1])],
+        references=[
+            decode(batch.references[:, i : i + 1] if pictures else batch.references[:, i, :1])[:, 0] for i in slots
+        ],
         counts=np.asarray(batch.reference_counts),
         generated=decode(latents),
         truth=decode(batch.video),

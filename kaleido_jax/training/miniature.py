@@ -16,6 +16,6 @@ def prepare(experiment: Experiment, workdir: str | Path, *, shard_size: int = 12
     vae = load_vae(
         experiment.vae or experiment.start_from or str(resources.files("kaleido_jax") / "weights" / "miniature")
     )
-    world = World(size=data.size, frames=data.frames)
+    world = World(size=data.picture, frames=data.frames)
     tokenizer = Tokenizer.from_words(vocabulary())
     return Run(experiment, workdir, world=world, vae=vae, tokenizer=tokenizer, shard_size=shard_size)

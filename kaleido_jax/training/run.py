@@ -18,6 +18,7 @@ from kaleido_jax.data.latents import LatentCache, write_cache
 from kaleido_jax.errors import UsageError
 from kaleido_jax.methods.registry import create as create_method
 from kaleido_jax.models.text import Tokenizer, UMT5Encoder
+from kaleido_jax.methods.method import EMPTY_BYTE
 from kaleido_jax.models.vae import WanVAE
 from kaleido_jax.models.wan import WanTransformer
 from kaleido_jax.training.checkpoint import Checkpoints
@@ -25,6 +26,7 @@ from kaleido_jax.training.experiment import Experiment
 from kaleido_jax.training.metrics import Rate, duration, report
 from kaleido_jax.training.programs import Programs
 from kaleido_jax.training.sources import CachedSource, Source, WorldSource
+from kaleido_jax.training.groups import GroupSource
 from kaleido_jax.training.state import Batch, TrainState, create
 from kaleido_jax.training.step import Networks
 
@@ -100,8 +102,8 @@ class Run:
             vae=self.vae.config,
             text=experiment.text,
             defaults=Defaults(
-                height=data.size,
-                width=data.size,
+                height=data.picture[0],
+                width=data.picture[1],
                 frames=data.frames,
                 frames_per_second=sampling.frames_per_second,
                 references=data.references,
@@ -124,6 +126,8 @@ class Run:
         """Encode what the latent cache lacks; continues where it was stopped."""
         data = self.experiment.data
         for split, samples in (("heldout", data.heldout), ("train", data.samples if data.source == "latents" else 0)):
+        if self.method.data != "pictures":  # they are rendered for every batch
+            return
             shards = Rate()
             began = time.monotonic()
 
@@ -155,7 +159,7 @@ class Run:
         """Changes with the VAE's weights and with what is rendered."""
         data = self.experiment.data
         total = sum(float(jnp.sum(jnp.abs(leaf))) for leaf in parameters(self.vae).values())
-        return f"world {data.size} x {data.size} x {data.frames}, vae {total:.6e}"
+        return f"world {data.picture[0]} x {data.picture[1]} x {data.frames}, vae {total:.6e}"
 
     def _encode(self, clips: np.ndarray) -> np.ndarray:
         """Latents of uint8 clips [n, f, h, w, 3], some at a time; the last ones are padded to the same program."""
@@ -175,25 +179,24 @@ class Run:
             cache = LatentCache(self.cache_folder(split), data.heldout if split == "heldout" else data.samples)
             return CachedSource(cache, self.tokenizer, data, experiment.train.batch, experiment.seed)
         render = lambda seed: self.world.sample(seed, split=split)
-        factor = self.vae.config.spatial_factor
-        grid = (self.vae.config.latent_frames(data.frames), data.size // factor, data.size // factor)
         return WorldSource(render, self.tokenizer, data, experiment.train.batch, experiment.seed, grid)
 
     def unconditional(self, batch: Batch) -> Batch:
-        """A batch with what guidance leaves out: its prompts are empty."""
+        """A batch of latents with what guidance leaves out: prompts, and references where the method says so."""
         ids, lengths = self.tokenizer.encode([""], self.experiment.data.text_tokens)
         text, text_lengths = np.broadcast_to(ids, batch.text.shape), np.broadcast_to(lengths, batch.text_lengths.shape)
         return dataclasses.replace(batch, text=text, text_lengths=text_lengths)
 
     def latents(self, batch: Batch) -> Batch:
-        """A batch of pixels as a batch of latents."""
-        count, slots = batch.references.shape[:2]
-        pictures = batch.references.reshape(count * slots, 1, *batch.references.shape[2:])
-        encoded = self.programs.encode(pictures)
+        """A batch of pixels as a batch of latents; every reference is encoded alone."""
+        references = batch.references
+        clips = references if references.ndim == 6 else references[:, :, None]
+        encoded = self.programs.encode(clips.reshape(-1, *clips.shape[2:]))
+        encoded = encoded.reshape(*clips.shape[:2], *encoded.shape[1:])
         return dataclasses.replace(
             batch,
             video=self.programs.encode(batch.video),
-            references=encoded.reshape(count, slots, *encoded.shape[2:]),
+            references=encoded if references.ndim == 6 else encoded[:, :, 0],
         )
 
 
@@ -207,4 +210,4 @@ def _first_stage(experiment: Experiment) -> tuple[WanTransformer, UMT5Encoder]:
     ):
         if found != wanted:
             raise UsageError(f"start_from is {experiment.start_from}, whose {name} is {found}; the run's is {wanted}")
-    return bundle.transformer, bundle.text
+    return {"transformer": bundle.transformer, "text": bundle.text}

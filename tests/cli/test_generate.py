@@ -229,3 +229,8 @@ def test_a_damaged_model(kaleido, folder, model, name, damage):
     code, _, err = kaleido("generate", "--model", copy, "--reference", "cat.png", "--prompt", PROMPT)
     assert code == 65 and name.split(".")[0] in err and "Traceback" not in err
     assert outputs(folder) == ["model"]
+
+
+def test_a_primary_reference_that_there_is_not(generate, folder, no_model):
+    code, _, err = generate("--reference", "cat.png", "--prompt", PROMPT, "--primary", "2")
+    assert code == 2 and "primary is 2; it must be a whole number from 1 to 1" in err

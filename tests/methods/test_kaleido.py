@@ -138,8 +138,8 @@ def test_the_method_makes_the_same_table_as_its_functions():
         np.testing.assert_allclose(a, b, atol=1e-7)
 
 
-@pytest.mark.parametrize("scheme", [s for s in rope.SCHEMES if s not in ("flux", "channel-concat")])
-def test_every_scheme_that_places_references_can_be_chosen(scheme):
+@pytest.mark.parametrize("scheme", ["shift-h", "shift-wh-released", "negative-time", "gap"])
+def test_any_scheme_that_places_references_can_be_chosen(scheme):
     video, pictures, text = inputs(2, 1)
     method = Kaleido(scheme=scheme)
     made = method.table(layout(2), jnp.full((1, 1), 0.5), condition(pictures, [[1, 1]], [4], text))

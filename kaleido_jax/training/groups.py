@@ -1,0 +1,70 @@
+"""Batches for methods that train on identity groups or on scenes of shots: rendered, so that none comes twice."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kaleido_jax.data.groups import TruthDescriber, draw_group
+from kaleido_jax.data.latents import subject_share
+from kaleido_jax.data.world import World
+from kaleido_jax.methods import differential
+from kaleido_jax.methods.method import EMPTY_BYTE
+from kaleido_jax.models.text import Tokenizer
+from kaleido_jax.training.experiment import DataConfig
+from kaleido_jax.training.state import Batch
+
+
+@dataclass(frozen=True)
+class GroupSource:
+    """AnyID's samples as pixels: clips and pictures of an identity, another clip of it, and the differential prompt.
+
+    A share `data.text_dropout` of the samples has the empty condition, prompt and references at once.
+    """
+
+    world: World
+    split: str
+    tokenizer: Tokenizer
+    config: DataConfig
+    size: int  # samples of a batch
+    seed: int
+    grid: tuple[int, int, int]  # latent frames, height and width of the video
+    factor: int  # frames of a latent frame after the first
+    pixels: bool = True
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """How many batches are looked at where a source is gone through once."""
+        return max(1, self.config.heldout // self.size)
+
+    def batch(self, step: int) -> Batch:
+        data, random = self.config, np.random.default_rng([self.seed, 1, step])
+        clip = data.reference_frames
+        groups = [
+            draw_group(self.world, step * self.size + i, self.split, most=data.references, clip=clip)
+            for i in range(self.size)
+        ]
+        elements, describer, comparer = differential.load_elements("miniature"), TruthDescriber(), differential.Words()
+        texts, empty = [], random.random(self.size) < data.text_dropout
+        height, width = groups[0].video.shape[1:3]
+        references = np.full((self.size, data.references, clip, height, width, 3), EMPTY_BYTE, np.uint8)
+        frames = np.zeros((self.size, data.references), np.int32)
+        for row, group in enumerate(groups):
+            seen, wanted = (differential.described(describer, shown, elements) for shown in (group.shown, group.target))
+            kept = differential.changes(seen, wanted, comparer)
+            texts.append("" if empty[row] else differential.prompt(kept, separator=" "))
+            for slot, reference in enumerate(group.references):
+                frames[row, slot] = 1 + (len(reference) - 1) // self.factor
+                if not empty[row]:
+                    references[row, slot, : len(reference)] = reference
+        ids, lengths = self.tokenizer.encode(texts, data.text_tokens)
+        return Batch(
+            video=np.stack([group.video for group in groups]),
+            references=references,
+            reference_counts=(frames > 0).sum(axis=1).astype(np.int32),
+            subjects=np.zeros(frames.shape, np.int32),
+            subject_share=np.stack([subject_share(group.masks, self.grid) for group in groups]).astype(np.float32),
+            text=ids,
+            text_lengths=lengths,
+            indices=np.arange(self.size, dtype=np.int32),
+            reference_frames=frames,
+        )

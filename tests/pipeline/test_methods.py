@@ -1,0 +1,49 @@
+"""Videos by methods other than Kaleido, from references to frames, on a tiny model with random weights."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from kaleido_jax.errors import InputError, UsageError
+from kaleido_jax.media.video import write_mp4
+from kaleido_jax.pipeline.pipeline import Pipeline
+from kaleido_jax.testing.tiny import TINY_CONFIG, tiny_bundle
+
+PROMPT = "a red cat walks left"
+
+
+def picture(seed):
+    return np.random.default_rng(seed).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+
+
+def clip(path, frames):
+    write_mp4(path, np.stack([picture(9)] * frames), 8)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def anyid():
+    return Pipeline(tiny_bundle(dataclasses.replace(TINY_CONFIG, method="anyid", scheme="concat-after")))
+
+
+def test_anyid_takes_pictures_and_clips_and_a_primary_one(anyid, tmp_path):
+    references = [picture(0), clip(tmp_path / "a.mp4", 5)]
+    one = anyid(references=references, prompt=PROMPT)
+    assert one.video.shape == (5, 32, 48, 3) and [len(r.pixels) for r in one.references] == [1, 5]
+    other = anyid(references=references, prompt=PROMPT, primary=2)
+    assert [len(r.pixels) for r in other.references] == [5, 1]
+    np.testing.assert_array_equal(anyid(references=references[::-1], prompt=PROMPT).video, other.video)
+    # Which of the two is the primary one matters, and so does guidance away from the empty condition.
+    plain = anyid(references=references, prompt=PROMPT, guidance=1.0)
+    for changed in (other, plain):
+        assert np.abs(changed.video.astype(int) - one.video).mean() > 0.1
+
+
+def test_references_that_anyid_cannot_take(anyid, tmp_path):
+    with pytest.raises(InputError, match="fewer than 5 frames at 8 a second"):
+        anyid(references=[clip(tmp_path / "b.mp4", 3)], prompt=PROMPT)
+    with pytest.raises(InputError, match="number 3, and there are 1"):
+        anyid(references=[picture(0)], prompt=PROMPT, primary=3)
+    with pytest.warns(UserWarning, match="no reference"), pytest.raises(UsageError, match="anyid takes 1 to 5"):
+        anyid(references=[], prompt=PROMPT)

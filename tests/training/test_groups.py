@@ -1,0 +1,67 @@
+"""Methods that train on groups of clips: what a batch holds, and that a short run learns and draws."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kaleido_jax.errors import UsageError
+from kaleido_jax.methods.method import EMPTY_BYTE
+from kaleido_jax.training.loop import draw_sheet
+from kaleido_jax.training.miniature import prepare
+
+
+@pytest.fixture(scope="module")
+def anyid(experiment, tmp_path_factory):
+    data = dataclasses.replace(experiment.data, source="world", references=2, reference_frames=5, text_dropout=0.25)
+    # A sheet of as many pictures as a batch has needs no programs of its own.
+    sampling = dataclasses.replace(experiment.sampling, pictures=experiment.train.batch)
+    changed = dataclasses.replace(experiment, method="anyid", data=data, sampling=sampling)
+    return prepare(changed, tmp_path_factory.mktemp("anyid"))
+
+
+def learn(run, steps: int) -> list[float]:
+    """The losses of some steps on one batch."""
+    batch = run.latents(run.source("train").batch(0))
+    state, losses = jax.tree.map(jnp.copy, run.initial), []
+    for _ in range(steps):
+        state, values = run.programs.train(state, batch, jnp.zeros((), jnp.float32))
+        losses.append(float(values["loss"]))
+    return losses
+
+
+def test_a_batch_of_groups(anyid):
+    source = anyid.source("train")
+    batches = [source.batch(step) for step in range(4)]
+    frames = np.concatenate([batch.reference_frames for batch in batches])
+    references = np.concatenate([batch.references for batch in batches])
+    assert references.shape[1:] == (2, 5, 32, 32, 3) and set(frames[:, 0].tolist()) == {1, 2}
+    assert (frames[:, 1] == 0).any() and (frames[:, 1] > 0).any()
+    lengths = np.concatenate([batch.text_lengths for batch in batches])
+    _, nothing = anyid.tokenizer.encode([""], 32)
+    empty = (references == EMPTY_BYTE).all(axis=(1, 2, 3, 4, 5))
+    # The empty condition takes prompt and references away together.
+    np.testing.assert_array_equal(empty, lengths == nothing[0])
+    assert empty.any() and not empty.all()
+    # A picture fills the first frame of its slot and nothing else.
+    rows = np.flatnonzero((frames[:, 0] == 1) & ~empty)
+    assert len(rows) and (references[rows, 0, 1:] == EMPTY_BYTE).all()
+    assert not (source.batch(0).video != batches[0].video).any()
+    heldout = anyid.source("heldout")
+    assert heldout.batches_per_epoch == 2
+    assert not np.array_equal(heldout.batch(0).video, batches[0].video)
+
+
+def test_anyid_learns_and_draws(anyid, tmp_path):
+    losses = learn(anyid, 25)
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:3])
+    draw_sheet(anyid, anyid.initial, anyid.source("heldout"), tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").stat().st_size > 1000
+
+
+def test_a_transformer_with_other_channels_than_the_method_needs(experiment, tmp_path):
+    changed = dataclasses.replace(experiment, scheme="channel-concat")
+    with pytest.raises(UsageError, match=r"in_channels is 4; kaleido with latents of 4 channels and 3 .* needs 16"):
+        prepare(changed, tmp_path)
