@@ -125,10 +125,10 @@ class Run:
     def write_caches(self, stopped: Callable[[], bool]) -> None:
         """Encode what the latent cache lacks; continues where it was stopped."""
         data = self.experiment.data
-        for split, samples in (("heldout", data.heldout), ("train", data.samples if data.source == "latents" else 0)):
         if self.method.data != "pictures":  # they are rendered for every batch
             return
             shards = Rate()
+        for split, samples in (("heldout", data.heldout), ("train", data.samples if data.source == "latents" else 0)):
             began = time.monotonic()
 
             def progress(done: int, total: int, split: str = split, shards: Rate = shards) -> None:
@@ -174,6 +174,22 @@ class Run:
     def source(self, split: str) -> Source:
         experiment, data = self.experiment, self.experiment.data
         if split == "heldout":  # all references and every prompt: what is measured is the task itself
+        factor = self.vae.config.spatial_factor
+        grid = (self.vae.config.latent_frames(data.frames), *(side // factor for side in data.picture))
+        if self.method.data != "pictures":
+            self.vae.config.latent_frames(data.reference_frames)  # raises for a clip that it cannot encode
+            if split == "heldout":
+                data = dataclasses.replace(data, text_dropout=0.0)
+            return GroupSource(
+                world=self.world,
+                split=split,
+                tokenizer=self.tokenizer,
+                config=data,
+                size=experiment.train.batch,
+                seed=experiment.seed,
+                grid=grid,
+                factor=self.vae.config.temporal_factor,
+            )
             data = dataclasses.replace(data, text_dropout=0.0, reference_subsets=0.0)
         if split == "heldout" or data.source == "latents":
             cache = LatentCache(self.cache_folder(split), data.heldout if split == "heldout" else data.samples)
@@ -185,7 +201,13 @@ class Run:
         """A batch of latents with what guidance leaves out: prompts, and references where the method says so."""
         ids, lengths = self.tokenizer.encode([""], self.experiment.data.text_tokens)
         text, text_lengths = np.broadcast_to(ids, batch.text.shape), np.broadcast_to(lengths, batch.text_lengths.shape)
-        return dataclasses.replace(batch, text=text, text_lengths=text_lengths)
+        empty = dataclasses.replace(batch, text=text, text_lengths=text_lengths)
+        if all(branch.references == "kept" for branch in self.method.guidance(2.0).branches):
+            return empty
+        data = self.experiment.data
+        count = batch.references.shape[0] * batch.references.shape[1]  # as in `latents`: the same program
+        nothing = np.full((count, data.reference_frames, *data.picture, 3), EMPTY_BYTE, np.uint8)
+        return dataclasses.replace(empty, references=self.programs.encode(nothing).reshape(batch.references.shape))
 
     def latents(self, batch: Batch) -> Batch:
         """A batch of pixels as a batch of latents; every reference is encoded alone."""
