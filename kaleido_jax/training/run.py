@@ -16,17 +16,17 @@ from kaleido_jax.bundle import Bundle, BundleConfig, Defaults, load_bundle, merg
 from kaleido_jax.config import to_json
 from kaleido_jax.data.latents import LatentCache, write_cache
 from kaleido_jax.errors import UsageError
+from kaleido_jax.methods.method import EMPTY_BYTE
 from kaleido_jax.methods.registry import create as create_method
 from kaleido_jax.models.text import Tokenizer, UMT5Encoder
-from kaleido_jax.methods.method import EMPTY_BYTE
 from kaleido_jax.models.vae import WanVAE
 from kaleido_jax.models.wan import WanTransformer
 from kaleido_jax.training.checkpoint import Checkpoints
 from kaleido_jax.training.experiment import Experiment
+from kaleido_jax.training.groups import GroupSource
 from kaleido_jax.training.metrics import Rate, duration, report
 from kaleido_jax.training.programs import Programs
 from kaleido_jax.training.sources import CachedSource, Source, WorldSource
-from kaleido_jax.training.groups import GroupSource
 from kaleido_jax.training.state import Batch, TrainState, create
 from kaleido_jax.training.step import Networks
 
@@ -127,8 +127,8 @@ class Run:
         data = self.experiment.data
         if self.method.data != "pictures":  # they are rendered for every batch
             return
-            shards = Rate()
         for split, samples in (("heldout", data.heldout), ("train", data.samples if data.source == "latents" else 0)):
+            shards = Rate()
             began = time.monotonic()
 
             def progress(done: int, total: int, split: str = split, shards: Rate = shards) -> None:
@@ -173,7 +173,6 @@ class Run:
 
     def source(self, split: str) -> Source:
         experiment, data = self.experiment, self.experiment.data
-        if split == "heldout":  # all references and every prompt: what is measured is the task itself
         factor = self.vae.config.spatial_factor
         grid = (self.vae.config.latent_frames(data.frames), *(side // factor for side in data.picture))
         if self.method.data != "pictures":
@@ -190,6 +189,7 @@ class Run:
                 grid=grid,
                 factor=self.vae.config.temporal_factor,
             )
+        if split == "heldout":  # all references and every prompt: what is measured is the task itself
             data = dataclasses.replace(data, text_dropout=0.0, reference_subsets=0.0)
         if split == "heldout" or data.source == "latents":
             cache = LatentCache(self.cache_folder(split), data.heldout if split == "heldout" else data.samples)
@@ -232,4 +232,4 @@ def _first_stage(experiment: Experiment) -> tuple[WanTransformer, UMT5Encoder]:
     ):
         if found != wanted:
             raise UsageError(f"start_from is {experiment.start_from}, whose {name} is {found}; the run's is {wanted}")
-    return {"transformer": bundle.transformer, "text": bundle.text}
+    return bundle.transformer, bundle.text
