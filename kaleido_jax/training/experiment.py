@@ -5,6 +5,7 @@ from typing import Literal
 
 from kaleido_jax.models.text import UMT5Config
 from kaleido_jax.models.wan import WanConfig
+from kaleido_jax.parallel import MeshConfig
 from kaleido_jax.training.optimizer import OptimizerConfig
 
 
@@ -47,6 +48,8 @@ class TrainConfig:
     steps: int = 1000
     minutes: float | None = None  # over all restarts; the learning rate then follows the clock too
     batch: int = 16
+    # What each layer keeps for its backward pass, which makes the rest again: the less, the less memory and the slower.
+    keep: Literal["everything", "products", "attention", "nothing"] = "products"
     log_every: int = 20
     evaluate_every: int = 500
     sample_every: int = 500
@@ -112,5 +115,6 @@ class Experiment:
     flow: FlowConfig = field(default_factory=FlowConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)

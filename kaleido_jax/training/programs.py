@@ -7,14 +7,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Key
 
 from kaleido_jax.bundle import merge, parameters
 from kaleido_jax.diffusion import guidance, samplers
+from kaleido_jax.errors import UsageError
 from kaleido_jax.layout import TokenLayout
 from kaleido_jax.methods.method import Condition, Method, velocity
 from kaleido_jax.models.vae import WanVAE
+from kaleido_jax.parallel import batch_shardings, place
 from kaleido_jax.training import step
 from kaleido_jax.training.experiment import Experiment
 from kaleido_jax.training.metrics import report
@@ -30,6 +34,17 @@ class Programs:
         self._networks = networks
         self._vae, self._vae_parameters = nnx.split(vae)[0], parameters(vae)
         self._compiled: dict[Hashable, Any] = {}
+        mesh = experiment.mesh.make()
+        self.mesh = mesh if mesh.size > 1 else None  # that every step runs on; None for a device alone
+        shares = mesh.shape["data"] * mesh.shape["fsdp"]
+        if experiment.train.batch % shares:
+            raise UsageError(
+                f"train.batch is {experiment.train.batch}; mesh.data times mesh.fsdp, {shares}, must divide it"
+            )
+        if experiment.transformer.heads % mesh.shape["tensor"]:
+            raise UsageError(
+                f"mesh.tensor is {mesh.shape['tensor']}; it must divide the {experiment.transformer.heads} heads"
+            )
 
     @property
     def compiled(self) -> dict[str, int]:
@@ -50,15 +65,22 @@ class Programs:
 
     def encode(self, pixels: AnyArray) -> Array:
         """Latents [b, f, h, w, z] of uint8 clips [b, f, h, w, 3]."""
-        return self._coded("encode", encode_pixels, jnp.asarray(pixels, jnp.uint8))
+        return self._coded("encode", encode_pixels, self._whole(pixels, np.uint8))
 
     def decode(self, latents: AnyArray) -> Array:
         """uint8 clips of latents."""
-        return self._coded("decode", decode_latents, jnp.asarray(latents, jnp.float32))
+        return self._coded("decode", decode_latents, self._whole(latents, np.float32))
+
+    def _whole(self, x: AnyArray, dtype: Any) -> Array:
+        """An array on one device: the VAE's programs know no mesh."""
+        return jnp.asarray(x if self.mesh is None else np.asarray(x), dtype)
 
     def _coded(self, kind: str, function: Callable, x: Array) -> Array:
         function = functools.partial(function, graph=self._vae)
-        return self._call((kind, x.shape, x.dtype), function, (self._vae_parameters, x))
+        key = (kind, x.shape, x.dtype)
+        if key not in self._compiled:
+            self._compile(key, jax.jit(function), (self._vae_parameters, x))
+        return self._compiled[key](self._vae_parameters, x)
 
     def _run(self, kind: str, function: Callable, arguments: tuple, batch: Batch, donate: tuple[int, ...] = ()) -> Any:
         layout = self.layout(batch)
@@ -66,14 +88,27 @@ class Programs:
             function, networks=self._networks, experiment=self._experiment, method=self._method, layout=layout
         )
         key = (kind, layout, batch.video.shape[0], str(batch.video.dtype))
-        return self._call(key, bound, arguments, donate)
-
-    def _call(self, key: tuple, function: Callable, arguments: tuple, donate: tuple[int, ...] = ()) -> Any:
+        if self.mesh is None:
+            if key not in self._compiled:
+                self._compile(key, jax.jit(bound, donate_argnums=donate), arguments)
+            return self._compiled[key](*arguments)
+        spread = lambda x: place(x, batch_shardings(x, self.mesh)) if isinstance(x, Batch) else x
+        arguments = tuple(spread(x) for x in arguments)
         if key not in self._compiled:
-            began = time.monotonic()
-            self._compiled[key] = jax.jit(function, donate_argnums=donate).lower(*arguments).compile()
-            report(f"compiled {key[0]} number {self.compiled[key[0]]} in {time.monotonic() - began:.1f} s")
+            # A donated state comes back where it was, which lets the device write over it. All else is for the host.
+            everywhere = NamedSharding(self.mesh, PartitionSpec())
+            results = everywhere
+            if donate:
+                results = (*(jax.tree.map(lambda leaf: leaf.sharding, arguments[i]) for i in donate), everywhere)
+            with jax.set_mesh(self.mesh):
+                program = jax.jit(bound, donate_argnums=donate, out_shardings=results)
+                self._compile(key, program, arguments)
         return self._compiled[key](*arguments)
+
+    def _compile(self, key: tuple, program: Any, arguments: tuple) -> None:
+        began = time.monotonic()
+        self._compiled[key] = program.lower(*arguments).compile()
+        report(f"compiled {key[0]} number {self.compiled[key[0]]} in {time.monotonic() - began:.1f} s")
 
     def layout(self, batch: Batch) -> TokenLayout:
         """The bucket of a batch of latents."""

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from kaleido_jax.bundle import Bundle, BundleConfig, Defaults, load_bundle, merge, parameters, save_bundle
 from kaleido_jax.config import to_json
@@ -21,6 +23,7 @@ from kaleido_jax.methods.registry import create as create_method
 from kaleido_jax.models.text import Tokenizer, UMT5Encoder
 from kaleido_jax.models.vae import WanVAE
 from kaleido_jax.models.wan import WanTransformer
+from kaleido_jax.parallel import place, shardings
 from kaleido_jax.training.checkpoint import Checkpoints
 from kaleido_jax.training.experiment import Experiment
 from kaleido_jax.training.groups import GroupSource
@@ -60,13 +63,11 @@ class Run:
                 f"transformer.in_channels is {experiment.transformer.in_channels}; {experiment.method} with latents of "
                 f"{vae.config.z_dim} channels and {experiment.data.references} reference slots needs {needed}"
             )
-        transformer = WanTransformer(experiment.transformer, nnx.Rngs(experiment.seed))
-        text = UMT5Encoder(experiment.text, nnx.Rngs(experiment.seed + 1))
-        self.networks = Networks(nnx.split(transformer)[0], nnx.split(text)[0])
-        if experiment.start_from:
-            transformer, text = _first_stage(experiment)
-        self.initial = create(experiment.optimizer, {"transformer": parameters(transformer), "text": parameters(text)})
+        networks = functools.partial(_networks, experiment)
+        graphs = {name: nnx.split(module)[0] for name, module in nnx.eval_shape(networks).items()}
+        self.networks = Networks(**graphs)
         self.programs = Programs(experiment, self.method, self.networks, vae)
+        self.initial = _initial(experiment, networks, self.programs.mesh)
         self.checkpoints = Checkpoints(self.workdir / "checkpoints", keep=experiment.checkpoint.keep)
 
     def with_experiment(self, experiment: Experiment, workdir: str | Path | None = None) -> "Run":
@@ -222,7 +223,25 @@ class Run:
         )
 
 
-def _first_stage(experiment: Experiment) -> tuple[WanTransformer, UMT5Encoder]:
+def _networks(experiment: Experiment) -> dict[str, Any]:
+    """The networks to be trained, with random weights."""
+    transformer = WanTransformer(experiment.transformer, nnx.Rngs(experiment.seed))
+    return {"transformer": transformer, "text": UMT5Encoder(experiment.text, nnx.Rngs(experiment.seed + 1))}
+
+
+def _initial(experiment: Experiment, networks: Callable[[], dict[str, Any]], mesh: Mesh | None) -> TrainState:
+    """The state before the first step. On a mesh every device makes its own part: no device ever holds all of it."""
+    make = lambda networks: create(experiment.optimizer, {name: parameters(part) for name, part in networks.items()})
+    if experiment.start_from:
+        state = make(_first_stage(experiment))
+        return state if mesh is None else place(state, shardings(state, mesh))
+    if mesh is None:
+        return make(networks())
+    places = shardings(jax.eval_shape(lambda: make(networks())), mesh)
+    return jax.jit(lambda: make(networks()), out_shardings=places)()
+
+
+def _first_stage(experiment: Experiment) -> dict[str, Any]:
     """The networks of the model that training starts from. UsageError unless their sizes are the run's."""
     bundle = load_bundle(experiment.start_from)
     same_dtype = dataclasses.replace(bundle.config.transformer, dtype=experiment.transformer.dtype)
@@ -232,4 +251,4 @@ def _first_stage(experiment: Experiment) -> tuple[WanTransformer, UMT5Encoder]:
     ):
         if found != wanted:
             raise UsageError(f"start_from is {experiment.start_from}, whose {name} is {found}; the run's is {wanted}")
-    return bundle.transformer, bundle.text
+    return {"transformer": bundle.transformer, "text": bundle.text}

@@ -4,23 +4,36 @@ Pure functions of (parameters, batch, random seed); what is static (layout, netw
 each bucket, see `kaleido_jax.training.programs`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from kaleido_jax.attention import ATTENTION_NAME
 from kaleido_jax.bundle import merge
 from kaleido_jax.diffusion import flow
 from kaleido_jax.layout import TokenLayout, patchify
 from kaleido_jax.methods.method import Condition, Method, losses
+from kaleido_jax.models.layers import KEEP_PRODUCTS, Remat
 from kaleido_jax.models.text import UMT5Encoder
 from kaleido_jax.models.wan import WanTransformer
+from kaleido_jax.parallel import divided
 from kaleido_jax.training import optimizer
 from kaleido_jax.training.experiment import Experiment
 from kaleido_jax.training.state import Batch, Parameters, TrainState
 from kaleido_jax.typing import Array, Float
+
+# By TrainConfig.keep: what the backward pass of a layer makes again.
+REMAT: Mapping[str, Remat] = {
+    "everything": False,
+    "products": KEEP_PRODUCTS,
+    "attention": jax.checkpoint_policies.save_only_these_names(ATTENTION_NAME),
+    "nothing": True,
+}
 
 
 @dataclass(frozen=True)
@@ -66,10 +79,11 @@ def sample_losses(
 ) -> Float[Array, "b"]:
     """The loss of every sample at the given times and noise."""
     patch = experiment.transformer.patch
+    build = lambda weights: partial(merge(networks.transformer, weights), remat=REMAT[experiment.train.keep])
     share = batch.subject_share.astype(jnp.float32)[..., None]
     return losses(
         method,
-        merge(networks.transformer, parameters["transformer"]),
+        divided(build, parameters["transformer"], ulysses=experiment.mesh.ulysses),
         batch.video.astype(jnp.float32),
         noise,
         times,
