@@ -18,8 +18,8 @@ class DataConfig:
     width: int = 0  # of the picture in pixels; 0: as wide as high
     frames: int = 17
     references: int = 3  # at most this many a sample
-    reference_buckets: bool = True  # cached batches of one reference count each: no compute on absent ones
     reference_frames: int = 1  # of a reference that is a clip, for methods that take clips
+    reference_buckets: bool = True  # cached batches of one reference count each: no compute on absent ones
     samples: int = 4096  # in the cache; the world itself never repeats one
     heldout: int = 96  # samples for the held-out loss
     folder: str = ""  # of the cache; empty: "latents" in the work directory
@@ -28,12 +28,12 @@ class DataConfig:
     reference_subsets: float = 0.2  # share of samples that are shown only some of their references
     workers: int = 0  # loader processes; 0 loads in threads of this one
 
-    def __post_init__(self) -> None:
     @property
     def picture(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return self.size, self.width or self.size
 
+    def __post_init__(self) -> None:
         if self.references < 1:
             raise ValueError(f"data.references must be at least 1, got {self.references}")
         for name in ("text_dropout", "reference_subsets"):
