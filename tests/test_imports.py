@@ -52,7 +52,7 @@ EXCEPTIONS = [
     (r"(layout|rope|masks)\.py", r"(?!numpy|jax|jaxtyping|einops|kaleido_jax).*", "the vocabulary is numpy and jax"),
 ]
 # The one file that may read PyTorch's pickled files, through the weights-only loader.
-PICKLE_READER = "porting/pickled.py"
+PICKLE_READER = "porting/torch_files.py"
 # Import name -> distribution name, where they differ.
 DISTRIBUTIONS = {"absl": "absl_py", "PIL": "pillow", "orbax": "orbax_checkpoint"}
 # Extras that a room may count on, imported inside the functions that need them.

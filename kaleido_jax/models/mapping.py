@@ -38,9 +38,20 @@ class Transform:
 
     def to_torch(self, ours: np.ndarray) -> np.ndarray:
         """The inverse of `from_torch`."""
+        return self.inverse.from_torch(ours)
+
+    @property
+    def inverse(self) -> "Transform":
+        """The transform back, from our axes to PyTorch's."""
+        return Transform(" -> ".join(reversed(_sides(self.pattern))), self.sizes) if self.pattern else self
+
+    @property
+    def first_axis(self) -> int | None:
+        """Which axis of ours is PyTorch's first, along which its bytes can be cut; None if it is joined with others."""
         if not self.pattern:
-            return ours
-        return rearrange(ours, " -> ".join(reversed(_sides(self.pattern))), **dict(self.sizes))
+            return 0
+        theirs, ours = (_groups(side) for side in _sides(self.pattern))
+        return ours.index(theirs[0]) if len(theirs[0]) == 1 and theirs[0] in ours else None
 
     def slices(self, ours: tuple[slice, ...], shape: Shape) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
         """(what to read of a tensor of theirs with this `shape`, what to take of it once it is turned) for a slice.

@@ -1,0 +1,64 @@
+"""Small checkpoints of every family and layout, with random weights."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
+from kaleido_jax.models.mapping import torch_shapes
+from kaleido_jax.models.text.umt5.config import UMT5Config
+from kaleido_jax.models.vae.config import VAEConfig
+from kaleido_jax.models.wan.config import WanConfig
+from kaleido_jax.porting.formats import FORMATS, Format, layouts
+
+# One odd configuration of each family in kaleido_jax.porting.formats; its sizes can be told from its shapes.
+SMALL = {
+    "wan": WanConfig(
+        dim=256, ffn_dim=52, heads=2, layers=3, in_channels=5, out_channels=4, text_dim=20, freq_dim=32, patch=(1, 2, 3)
+    ),
+    "wan-vae": dataclasses.replace(VAEConfig.wan2_2(), base_dim=8, decoder_base_dim=16, num_res_blocks=1),
+    "umt5": UMT5Config(vocab_size=31, dim=12, heads=2, head_dim=10, ffn_dim=14, layers=3, buckets=8),
+}
+ROWS = {f"{row.family}, {row.layout}": row for row in FORMATS}
+
+
+def random_tensors(row: Format, config, dtype=np.float32, seed: int = 0) -> dict[str, np.ndarray]:
+    """A checkpoint of this format with normal numbers."""
+    random = np.random.default_rng(seed)
+    shapes = torch_shapes(row.table(config), row.shapes(config))
+    return {name: random.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
+
+
+def write(folder: Path, row: Format, tensors: dict[str, np.ndarray], config=None) -> Path:
+    """A folder with the tensors and, if a config is given, its config.json; written by the public library."""
+    folder.mkdir()
+    safetensors.numpy.save_file(tensors, str(folder / f"{row.weights}.safetensors"), metadata={"format": "pt"})
+    document = row.config_document(config) if config is not None else {}
+    if document:
+        (folder / "config.json").write_text(json.dumps(document))
+    return folder
+
+
+def wan_folder(folder: Path, layout: str = "original", dtype=jnp.bfloat16, **changes) -> Path:
+    """A small Wan checkpoint; `changes` are tensors to put in, or None to leave one out."""
+    row = layouts("wan")[layout]
+    tensors = random_tensors(row, SMALL["wan"], dtype) | changes
+    return write(folder, row, {name: x for name, x in tensors.items() if x is not None}, SMALL["wan"])
+
+
+def tensors_of(path: Path) -> dict[str, np.ndarray]:
+    """Every tensor of a safetensors file, or of all files of a folder, read by the public library."""
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    return {name: tensor for file in files for name, tensor in safetensors.numpy.load_file(str(file)).items()}
+
+
+def assert_same_bits(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> None:
+    """Equal names, dtypes, shapes and bytes."""
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert (ours[name].dtype, ours[name].shape) == (tensor.dtype, tensor.shape), name
+        assert np.asarray(ours[name]).tobytes() == tensor.tobytes(), name

@@ -1,0 +1,267 @@
+"""Checkpoints from one kind to another: bitwise there and back, loaded by those who made the formats, and refused."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+import transformers
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+
+from kaleido_jax.errors import InputError, StorageError, UsageError
+from kaleido_jax.models.mapping import from_torch
+from kaleido_jax.models.text.umt5 import params as umt5_params
+from kaleido_jax.porting import load, port, writing
+from kaleido_jax.porting.formats import FORMATS, OURS, layouts
+from kaleido_jax.testing.checkpoints import SMALL, assert_same_bits, random_tensors, tensors_of, wan_folder, write
+from kaleido_jax.testing.wan import TINY, diffusers_model, random_inputs, run_peer
+from kaleido_jax.testing.weights import randomise
+
+CASES = {f"{row.family}, {row.layout}": row for row in FORMATS}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_there_and_back_is_bitwise(name, tmp_path):
+    """To our own names, with layers stacked and axes turned, and back to what it was; the same through orbax."""
+    row = CASES[name]
+    config = SMALL[row.family]
+    dtype = {"wan": jnp.bfloat16, "wan-vae": np.float16}.get(row.family, np.float32)
+    tensors = random_tensors(row, config, dtype)
+    source = write(tmp_path / "source", row, tensors, config)
+    for step, to in (("ours", OURS), ("arrays", "orbax"), ("back", row.layout)):
+        if to == row.layout == OURS:
+            continue
+        port(source, tmp_path / step, to=to)
+        source = tmp_path / step
+    if row.layout != OURS:
+        assert_same_bits(tensors_of(tmp_path / "back"), tensors)
+        written, given = ((tmp_path / at / "config.json") for at in ("back", "source"))
+        assert written.exists() == given.exists()
+        if given.exists():
+            assert json.loads(written.read_text()) == json.loads(given.read_text())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_arrays_are_those_of_the_table(name, tmp_path):
+    """`load` streams to the same arrays as turning and stacking everything in memory gives."""
+    row = CASES[name]
+    config = SMALL[row.family]
+    tensors = random_tensors(row, config, jnp.bfloat16)
+    found, arrays = load(write(tmp_path / "source", row, tensors, config))
+    assert found == config or row.family == "wan-vae"  # an original VAE has no statistics beside it
+    expected = from_torch(tensors, row.table(config), row.shapes(config), "weights")
+    assert_same_bits({name: np.asarray(array) for name, array in arrays.items()}, expected)
+
+
+def test_every_family_is_tested():
+    assert {row.family for row in FORMATS} == set(SMALL)
+    assert len({(row.family, row.layout) for row in FORMATS}) == len(FORMATS)
+
+
+@pytest.mark.parametrize("image", [None, 24])
+def test_diffusers_loads_what_we_write(tmp_path, image):
+    """Saved by diffusers, through the original layout and our arrays, and loaded by diffusers: equal outputs."""
+    config = TINY if image is None else TINY.__class__(**{**vars(TINY), "image_dim": image, "in_channels": 9})
+    model = randomise(diffusers_model(config), 0)
+    model.save_pretrained(tmp_path / "theirs")
+    port(tmp_path / "theirs", tmp_path / "original", to="original")
+    port(tmp_path / "original", tmp_path / "arrays", to="orbax")
+    port(tmp_path / "arrays", tmp_path / "diffusers", shard_bytes=20_000)
+    assert (tmp_path / "diffusers" / "diffusion_pytorch_model.safetensors.index.json").exists()
+    again, information = WanTransformer3DModel.from_pretrained(tmp_path / "diffusers", output_loading_info=True)
+    assert not any(information.values()), information
+    inputs = random_inputs(config, 1, 2, 4, 6)
+    with torch.no_grad():
+        assert torch.equal(run_peer(model, inputs), run_peer(again.eval(), inputs))
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_diffusers_loads_our_vae(tmp_path, residual):
+    sizes = {"base_dim": 8, "z_dim": 4, "num_res_blocks": 1, "latents_mean": [0.5] * 4, "latents_std": [2.0] * 4}
+    if residual:
+        sizes |= {"is_residual": True, "in_channels": 12, "out_channels": 12, "patch_size": 2, "decoder_base_dim": 16}
+    model = randomise(AutoencoderKLWan(**sizes), 0)
+    model.save_pretrained(tmp_path / "theirs")
+    port(tmp_path / "theirs", tmp_path / "arrays", to="orbax")
+    port(tmp_path / "arrays", tmp_path / "diffusers")
+    again, information = AutoencoderKLWan.from_pretrained(tmp_path / "diffusers", output_loading_info=True)
+    assert not any(information.values()), information
+    assert again.config.latents_mean == [0.5] * 4
+    video = torch.randn(1, 3, 5, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(model(video).sample, again.eval()(video).sample)
+
+
+def test_transformers_loads_our_text_encoder(tmp_path):
+    config = SMALL["umt5"]
+    document = umt5_params.config_document(config, "huggingface")
+    model = randomise(transformers.UMT5EncoderModel(transformers.UMT5Config(**document)), 0)
+    model.save_pretrained(tmp_path / "theirs")
+    port(tmp_path / "theirs", tmp_path / "wan.safetensors", to="original")
+    port(tmp_path / "wan.safetensors", tmp_path / "huggingface")
+    again, information = transformers.UMT5EncoderModel.from_pretrained(
+        tmp_path / "huggingface", output_loading_info=True
+    )
+    assert not any(information.values()), information
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    with torch.no_grad():
+        assert torch.equal(model(ids).last_hidden_state, again.eval()(ids).last_hidden_state)
+
+
+def test_dtypes_are_kept_unless_asked(tmp_path):
+    source = wan_folder(tmp_path / "source", dtype=np.float32)
+    port(source, tmp_path / "half", dtype="bfloat16")
+    for name, tensor in tensors_of(port_again(tmp_path / "half")).items():
+        assert tensor.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(tensor, tensors_of(source)[name].astype(jnp.bfloat16))
+    with pytest.raises(UsageError, match="no dtype 'bflaot16'; did you mean 'bfloat16'"):
+        port(source, tmp_path / "other", dtype="bflaot16")
+
+
+def port_again(folder):
+    """A diffusers folder in the original layout."""
+    port(folder, folder.with_name("again"), to="original")
+    return folder.with_name("again")
+
+
+@pytest.mark.parametrize("to", ["diffusers", "orbax"])
+def test_numbers_that_do_not_fit_are_named(tmp_path, to):
+    source = wan_folder(tmp_path / "source", dtype=np.float32, **{"head.head.bias": np.full(24, 1e5, np.float32)})
+    with pytest.raises(InputError, match="does not fit float16"):
+        port(source, tmp_path / "half", to=to, dtype="float16")
+    assert os.listdir(tmp_path) == ["source"]
+
+
+@pytest.mark.parametrize("to", ["diffusers", "orbax"])
+def test_weights_that_are_no_numbers_are_refused_by_name(tmp_path, to):
+    source = wan_folder(tmp_path / "source")
+    tensors = tensors_of(source)
+    for name, value in (("blocks.1.ffn.0.weight", np.nan), ("head.head.bias", -np.inf)):
+        tensors[name].reshape(-1)[-1] = value
+    safetensors.numpy.save_file(tensors, str(source / "diffusion_pytorch_model.safetensors"))
+    with pytest.raises(InputError, match=r"2 problems .*blocks\.1\.ffn\.0\.weight holds NaN.*head\.head\.bias holds"):
+        port(source, tmp_path / "other", to=to)
+    assert os.listdir(tmp_path) == ["source"]
+    with pytest.raises(InputError, match="holds NaN"):
+        load(source)
+    port(source, tmp_path / "other", to=to, allow_nonfinite=True)
+    port(tmp_path / "other", tmp_path / "back", to="original", allow_nonfinite=True)
+    assert_same_bits(tensors_of(tmp_path / "back"), tensors)
+
+
+def test_all_problems_of_the_keys_stand_in_one_error(tmp_path):
+    source = wan_folder(
+        tmp_path / "source",
+        **{"head.head.bias": None, "extra": np.zeros(2), "blocks.0.norm3.bias": np.zeros((7,), jnp.bfloat16)},
+    )
+    expected = r"3 problems in .*missing head\.head\.bias; unexpected extra; blocks\.0\.norm3\.bias has shape \(7,\)"
+    with pytest.raises(InputError, match=expected):
+        port(source, tmp_path / "other")
+    assert os.listdir(tmp_path) == ["source"]
+
+
+def test_layers_of_different_dtypes_are_named(tmp_path):
+    source = wan_folder(tmp_path / "source", **{"blocks.2.norm3.bias": np.zeros(256, np.float32)})
+    with pytest.raises(InputError, match=r"blocks\.0\.norm3\.bias .*different dtypes: bfloat16 and float32"):
+        port(source, tmp_path / "other")
+
+
+def test_two_names_of_one_tensor(tmp_path):
+    row, config = layouts("umt5")["huggingface"], SMALL["umt5"]
+    tensors = random_tensors(row, config)
+    alias = "encoder.embed_tokens.weight"
+    both = tensors | {alias: tensors["shared.weight"]}
+    other = {alias if name == "shared.weight" else name: tensor for name, tensor in tensors.items()}
+    for name, found in (("both", both), ("other", other)):
+        port(write(tmp_path / name, row, found, config), tmp_path / f"{name} ported")
+        assert_same_bits(tensors_of(tmp_path / f"{name} ported"), tensors)
+    both[alias] = both[alias] + 1
+    with pytest.raises(InputError, match="are one tensor, but hold different values"):
+        port(write(tmp_path / "unequal", row, both, config), tmp_path / "never")
+
+
+def test_a_destination_that_exists_stays_unless_asked(tmp_path):
+    source = wan_folder(tmp_path / "source")
+    (tmp_path / "there").mkdir()
+    with pytest.raises(UsageError, match="exists; choose another"):
+        port(source, tmp_path / "there")
+    port(source, tmp_path / "there", overwrite=True)
+    port(source, tmp_path / "there", to="orbax", overwrite=True)
+    assert sorted(os.listdir(tmp_path / "there")) == ["arrays", "config.json"]
+    (tmp_path / "there" / "thesis.txt").write_text("all my work")
+    with pytest.raises(UsageError, match=r"also holds thesis\.txt"):
+        port(source, tmp_path / "there", overwrite=True)
+    port(source, source, overwrite=True)  # in place: read until the end, then replaced
+    assert (source / "config.json").read_text().count("WanTransformer3DModel") == 1
+    assert sorted(os.listdir(tmp_path)) == ["source", "there"]
+
+
+@pytest.mark.parametrize("to", ["diffusers", "orbax", "original"])
+def test_a_failure_leaves_the_destination_as_it_was(tmp_path, monkeypatch, to):
+    source = wan_folder(tmp_path / "source")
+    port(source, tmp_path / "there")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "there").iterdir()}
+
+    def interrupted(done: int, total: int) -> None:
+        if done > total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        port(source, tmp_path / "there", to=to, overwrite=True, progress=interrupted)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "there").iterdir()} == before
+    assert sorted(os.listdir(tmp_path)) == ["source", "there"]
+
+
+def test_a_full_disk_is_a_sentence(tmp_path, monkeypatch):
+    source = wan_folder(tmp_path / "source")
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writing, "_write", full)
+    with pytest.raises(StorageError, match="the disk is full"):
+        port(source, tmp_path / "there")
+    assert os.listdir(tmp_path) == ["source"]
+
+
+def test_progress_reaches_all_bytes(tmp_path):
+    seen: list[tuple[int, int]] = []
+    ported = port(wan_folder(tmp_path / "source"), tmp_path / "there", progress=lambda *pair: seen.append(pair))
+    assert seen == sorted(seen) and seen[-1] == (ported.nbytes, ported.nbytes)
+
+
+def test_torch_is_not_needed_for_safetensors(tmp_path):
+    """Someone without the torch extra ports safetensors, and is told of it for a .pth file."""
+    source = wan_folder(tmp_path / "source")
+    program = (
+        "import sys\n"
+        "class NoTorch:\n"
+        "    def find_spec(name, path, target=None):\n"
+        "        if name == 'torch': raise ImportError(name)\n"
+        "sys.meta_path.insert(0, NoTorch)\n"
+        "from kaleido_jax.porting import port\n"
+        f"port({str(source)!r}, {str(tmp_path / 'there')!r})\n"
+        f"open({str(tmp_path / 'x.pth')!r}, 'wb').write(b'PK')\n"
+        f"port({str(tmp_path / 'x.pth')!r}, {str(tmp_path / 'other')!r})\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "InputError: reading and writing .pth files needs PyTorch" in ended.stderr
+    assert (tmp_path / "there" / "config.json").exists() and not (tmp_path / "other").exists()
+
+
+def test_unknown_layouts_and_sources(tmp_path):
+    source = wan_folder(tmp_path / "source")
+    with pytest.raises(
+        UsageError, match=r"There is no layout of wan weights 'huggingface'.* Known: diffusers, kaleido"
+    ):
+        port(source, tmp_path / "there", to="huggingface")
+    with pytest.raises(UsageError, match="an orbax checkpoint is a folder"):
+        port(source, tmp_path / "there.safetensors", to="orbax")
+    with pytest.raises(UsageError, match=r"there is no .*nowhere"):
+        port(tmp_path / "nowhere", tmp_path / "there")
+    assert os.listdir(tmp_path) == ["source"]
