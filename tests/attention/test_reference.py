@@ -135,6 +135,19 @@ def test_memory_is_linear_in_the_tokens():
         assert at_16k < 16384**2 * 4 / 20  # the scores of one head alone are 1.07 GB
 
 
+def test_powers_of_two():
+    """Within two roundings of numpy's in float64, exact at whole numbers, and exactly zero where nothing is visible."""
+    x = np.linspace(-126, 1, 40_001).astype(np.float32)
+    np.testing.assert_allclose(reference._exp2(jnp.asarray(x)), np.exp2(x.astype(np.float64)), rtol=2.4e-7)
+    whole = np.arange(-126, 2).astype(np.float32)
+    np.testing.assert_array_equal(reference._exp2(jnp.asarray(whole)), np.exp2(whole))
+    nothing = jnp.asarray([-127.0, -127.5, -1e5, reference.NOTHING, -np.inf], jnp.float32)
+    np.testing.assert_array_equal(reference._exp2(nothing), 0.0)
+    between = reference._exp2(jnp.linspace(-127, -126, 101))
+    assert (between >= 0).all() and (between <= 2.0**-126).all()
+    assert np.isnan(reference._exp2(jnp.float32(np.nan)))
+
+
 def test_bad_input_is_an_error_that_names_it():
     x = lambda *shape, dtype=jnp.float32: jnp.zeros(shape, dtype)
     q = x(2, 3, 4, 8)
