@@ -24,7 +24,7 @@ from kaleido_jax.methods.differential import primary_first
 from kaleido_jax.methods.method import EMPTY_BYTE, Condition
 from kaleido_jax.pipeline import models
 from kaleido_jax.pipeline.compile_cache import use_compile_cache
-from kaleido_jax.pipeline.programs import decode_latents, encode_pixels, encode_text, sampler_step
+from kaleido_jax.pipeline.programs import decode_latents, encode_pixels, encode_text, keep_references, sampler_step
 from kaleido_jax.pipeline.references import Picture, Reference, read_references
 from kaleido_jax.pipeline.request import Settings, check_prompt, check_reference_count
 from kaleido_jax.typing import Array, Float, Params, UInt8
@@ -171,19 +171,21 @@ class Pipeline:
         state = samplers.start(jax.random.normal(jax.random.key(settings.seed), shape, jnp.float32))
         table = samplers.SAMPLERS[settings.sampler](settings.steps, settings.shift)
         steps = [samplers.Steps(*(np.float32(column[index]) for column in table)) for index in range(settings.steps)]
-        function = functools.partial(
-            sampler_step,
-            branches=rule.branches,
-            layout=bucket,
-            method=self._method,
-            patch=self.config.transformer.patch,
-        )
+        fixed = {"method": self._method, "layout": bucket, "patch": self.config.transformer.patch}
+        function = functools.partial(sampler_step, branches=rule.branches, **fixed)
         weights = {"transformer": self._weights["transformer"]}
+        kept = None
+        if self._method.pinned:
+            keep = functools.partial(keep_references, **fixed)
+            key = ("keep_references", len(texts), bucket)
+            kept = self._program("references", key, keep, weights, (condition,), report)(weights, condition)
         key = ("sampler_step", rule.branches, bucket)
-        program = self._program("transformer", key, function, weights, (state, steps[0], condition, scales), report)
+        program = self._program(
+            "transformer", key, function, weights, (state, steps[0], condition, scales, kept), report
+        )
         report("sampling", 0, settings.steps)
         for index, row in enumerate(steps):
-            state = jax.block_until_ready(program(weights, state, row, condition, scales))
+            state = jax.block_until_ready(program(weights, state, row, condition, scales, kept))
             report("sampling", index + 1, settings.steps)
         pixels = run("decoder", decode_latents, {"vae": self._weights["vae"]}, (state.x,))
         return Generation(

@@ -8,6 +8,7 @@ from flax import nnx
 from kaleido_jax.bundle import merge
 from kaleido_jax.diffusion import guidance, samplers
 from kaleido_jax.layout import Grid, TokenLayout
+from kaleido_jax.methods import cache
 from kaleido_jax.methods.method import Condition, Method, velocity
 from kaleido_jax.typing import Array, Float, Int, Params, UInt8
 
@@ -35,12 +36,21 @@ def decode_latents(
     return jnp.round((video + 1.0) * 127.5).astype(jnp.uint8)
 
 
+def keep_references(
+    weights: Weights, condition: Condition, *, graphs: Graphs, method: Method, layout: TokenLayout, patch: Grid
+) -> cache.KeyValues:
+    """What of the references is the same at every step."""
+    transformer = merge(graphs["transformer"], weights["transformer"])
+    return cache.keep_references(method, transformer, condition, layout=layout, patch=patch)
+
+
 def sampler_step(
     weights: Weights,
     state: samplers.State,
     row: samplers.Steps,
     condition: Condition,
     scales: Float[Array, "b"],
+    kept: cache.KeyValues | None = None,
     *,
     graphs: Graphs,
     branches: Sequence[guidance.Branch],
@@ -50,13 +60,17 @@ def sampler_step(
 ) -> samplers.State:
     """One step of a sampler over latents [1, f, h, w, z], all branches of the guidance in one batch.
 
-    condition: one row for each branch. scales: the branches' weights in the sum that is followed.
+    condition: one row for each branch. scales: the branches' weights in the sum that is followed. kept: the references'
+    keys and values, where the method lets them be kept.
     """
     transformer = merge(graphs["transformer"], weights["transformer"])
     rows = scales.shape[0]
     video = jnp.broadcast_to(state.x, (rows, *state.x.shape[1:]))
     times = jnp.broadcast_to(row.time, (rows, method.draws(layout)))
-    answers = velocity(method, transformer, video, times, condition, layout=layout, patch=patch)
+    if kept is None:
+        answers = velocity(method, transformer, video, times, condition, layout=layout, patch=patch)
+    else:
+        answers = cache.velocity(method, transformer, video, times, condition, kept, layout=layout, patch=patch)
     # The weights are data, so that another guidance scale is no other program.
     rule = guidance.Guidance(tuple(branches), tuple(jnp.unstack(scales)))
     return samplers.advance(state, rule.combine(jnp.split(answers, rows)), row)
