@@ -24,6 +24,7 @@ class DataConfig:
     heldout: int = 96  # samples for the held-out loss
     folder: str = ""  # of the cache; empty: "latents" in the work directory
     text_tokens: int = 32
+    text_embeddings: bool = False  # batches hold a frozen text encoder's output instead of token ids
     text_dropout: float = 0.1  # share of samples trained with the empty prompt, for guidance
     reference_subsets: float = 0.2  # share of samples that are shown only some of their references
     workers: int = 0  # loader processes; 0 loads in threads of this one
@@ -48,6 +49,7 @@ class TrainConfig:
     steps: int = 1000
     minutes: float | None = None  # over all restarts; the learning rate then follows the clock too
     batch: int = 16
+    accumulate: int = 1  # parts of a batch whose gradients are summed one after another, to save memory
     # What each layer keeps for its backward pass, which makes the rest again: the less, the less memory and the slower.
     keep: Literal["everything", "products", "attention", "nothing"] = "products"
     log_every: int = 20
@@ -56,7 +58,7 @@ class TrainConfig:
     skipped_limit: int = 10  # non-finite steps in a row that end the run
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "log_every", "evaluate_every", "sample_every"):
+        for name in ("steps", "batch", "accumulate", "log_every", "evaluate_every", "sample_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
 

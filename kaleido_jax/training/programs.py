@@ -36,10 +36,11 @@ class Programs:
         self._compiled: dict[Hashable, Any] = {}
         mesh = experiment.mesh.make()
         self.mesh = mesh if mesh.size > 1 else None  # that every step runs on; None for a device alone
-        shares = mesh.shape["data"] * mesh.shape["fsdp"]
+        shares = mesh.shape["data"] * mesh.shape["fsdp"] * experiment.train.accumulate
         if experiment.train.batch % shares:
             raise UsageError(
-                f"train.batch is {experiment.train.batch}; mesh.data times mesh.fsdp, {shares}, must divide it"
+                f"train.batch is {experiment.train.batch}; mesh.data times mesh.fsdp times train.accumulate, {shares}, "
+                "must divide it"
             )
         if experiment.transformer.heads % mesh.shape["tensor"]:
             raise UsageError(
@@ -115,11 +116,12 @@ class Programs:
         pt, ph, pw = self._experiment.transformer.patch
         _, frames, height, width, _ = batch.video.shape
         slots, long = batch.references.shape[1], batch.references.shape[2] if batch.references.ndim == 6 else 1
-        prompts = batch.text.shape[1] if batch.text.ndim == 3 else 1
+        embedded = self._networks.text is None  # [b, m, d], of one prompt
+        prompts = batch.text.shape[1] if batch.text.ndim == 3 and not embedded else 1
         return self._method.layout(
             (frames // pt, height // ph, width // pw),
             [(-(-long // pt), height // ph, width // pw)] * slots,
-            texts=(batch.text.shape[-1],) * prompts,
+            texts=(batch.text.shape[1 if embedded else -1],) * prompts,
         )
 
 
@@ -150,7 +152,7 @@ def generate(
     """Euler from noise to latents, guided as the method says; `empty` is the batch of the branch without a prompt."""
     patch, sampling = experiment.transformer.patch, experiment.sampling
     transformer = merge(networks.transformer, weights["transformer"])
-    text = merge(networks.text, weights["text"])
+    text = step.encoder_of(networks, weights)
     rule = method.guidance(sampling.guidance)
     conditions = [step.condition_of(batch if b.text == "prompt" else empty, text) for b in rule.branches]
 

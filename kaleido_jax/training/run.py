@@ -53,6 +53,11 @@ class Run:
             raise UsageError(
                 f"text.vocab_size is {experiment.text.vocab_size}; the world's words need {tokenizer.vocab_size}"
             )
+        if experiment.data.text_embeddings:
+            raise UsageError(
+                "data.text_embeddings is True, but the world's prompts are token ids; give a text encoder that is "
+                "trained along, or use the config with `kaleido plan`"
+            )
         self.experiment = experiment
         self.workdir = Path(workdir).absolute()
         self.world, self.vae, self.tokenizer, self._shard_size = world, vae, tokenizer, shard_size

@@ -41,7 +41,7 @@ class Batch:
     reference_counts: AnyArray  # int32 [b]
     subject_share: AnyArray  # [b, f, h, w], of each latent's pixels
     subjects: AnyArray  # int32 [b, r]
-    text: AnyArray  # int32 [b, m] token ids, or [b, prompts, m]
+    text: AnyArray  # int32 [b, m] token ids, or [b, prompts, m]; of an encoder that is not trained the output [b, m, d]
     text_lengths: AnyArray  # int32 [b], or [b, prompts]
     indices: AnyArray  # int32 [b], place in the batch that the random numbers of a sample are drawn for
     reference_frames: AnyArray | None = None  # int32 [b, r], latent frames of each clip; None: pictures

@@ -4,9 +4,10 @@ Pure functions of (parameters, batch, random seed); what is static (layout, netw
 each bucket, see `kaleido_jax.training.programs`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,14 +42,21 @@ class Networks:
     """The graphs of the trained networks; static and hashable."""
 
     transformer: nnx.GraphDef[WanTransformer]
-    text: nnx.GraphDef[UMT5Encoder]
+    text: nnx.GraphDef[UMT5Encoder] | None = None  # None: batches hold the output of an encoder that is not trained
 
 
-def condition_of(batch: Batch, encoder: UMT5Encoder) -> Condition:
+def encoder_of(networks: Networks, parameters: Parameters) -> UMT5Encoder | None:
+    """The text encoder with its weights, where there is one."""
+    return None if networks.text is None else merge(networks.text, parameters["text"])
+
+
+def condition_of(batch: Batch, encoder: UMT5Encoder | None) -> Condition:
     """What a batch conditions the network on; its prompts are encoded one by one and laid one after another."""
-    ids, lengths = jnp.asarray(batch.text), jnp.asarray(batch.text_lengths)
-    prompts = ids.reshape(-1, ids.shape[-1])
-    text = encoder(prompts, lengths.reshape(-1))
+    lengths = jnp.asarray(batch.text_lengths)
+    text = jnp.asarray(batch.text)
+    if encoder is not None:
+        encoded = encoder(text.reshape(-1, text.shape[-1]), lengths.reshape(-1))
+        text = encoded.reshape(text.shape[0], -1, encoded.shape[-1])
     references = jnp.asarray(batch.references).astype(jnp.float32)
     references = references if references.ndim == 6 else references[:, :, None]
     slots = references.shape[1]
@@ -58,8 +66,8 @@ def condition_of(batch: Batch, encoder: UMT5Encoder) -> Condition:
     else:
         frames = jnp.asarray(batch.reference_frames)
     return Condition(
-        text=text.reshape(ids.shape[0], -1, text.shape[-1]),
-        text_lengths=lengths.reshape(ids.shape[0], -1),
+        text=text,
+        text_lengths=lengths.reshape(text.shape[0], -1),
         references=[references[:, i] for i in range(slots)],
         reference_frames=frames,
         subjects=jnp.asarray(batch.subjects),
@@ -87,7 +95,7 @@ def sample_losses(
         batch.video.astype(jnp.float32),
         noise,
         times,
-        condition_of(batch, merge(networks.text, parameters["text"])),
+        condition_of(batch, encoder_of(networks, parameters)),
         layout=layout,
         patch=patch,
         emphasis=1.0 + experiment.flow.subject_emphasis * jnp.mean(patchify(share, patch), axis=-1),
@@ -121,21 +129,14 @@ def train_step(
     )
     noise = flow.sample_noise(noise_keys, batch.video.shape[1:])
 
-    def loss_of(parameters: Parameters) -> Array:
+    def loss_of(parameters: Parameters, part: tuple[Batch, Array, Array]) -> Array:
         return jnp.mean(
-            sample_losses(
-                parameters,
-                batch,
-                times,
-                noise,
-                networks=networks,
-                experiment=experiment,
-                method=method,
-                layout=layout,
-            )
+            sample_losses(parameters, *part, networks=networks, experiment=experiment, method=method, layout=layout)
         )
 
-    loss, gradient = jax.value_and_grad(loss_of)(state.parameters)
+    loss, gradient = _in_parts(
+        jax.value_and_grad(loss_of), state.parameters, (batch, times, noise), experiment.train.accumulate
+    )
     norm = optax.tree.norm(gradient)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 
@@ -164,6 +165,22 @@ def train_step(
         "learning_rate": rate,
         "skipped_in_a_row": following.skipped_in_a_row,
     }
+
+
+def _in_parts(function: Callable[..., Any], parameters: Parameters, batch: Any, parts: int) -> Any:
+    """The mean of function(parameters, part) over equal parts of a batch, one after another.
+
+    Part i has the samples i, i + parts, ...: every device that holds a share of the batch has a share of each part.
+    """
+    if parts == 1:
+        return function(parameters, batch)
+    split = lambda x: jnp.moveaxis(jnp.asarray(x).reshape(-1, parts, *x.shape[1:]), 1, 0)
+    divided_batch = jax.tree.map(split, batch)
+    zeros = lambda x: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), x)
+    start = zeros(jax.eval_shape(function, parameters, jax.tree.map(lambda x: x[0], divided_batch)))
+    add = lambda sums, part: (jax.tree.map(jnp.add, sums, function(parameters, part)), None)
+    sums, _ = jax.lax.scan(add, start, divided_batch)
+    return jax.tree.map(lambda x: x / parts, sums)
 
 
 EVALUATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)

@@ -23,6 +23,7 @@ from kaleido_jax.parallel import MeshConfig, place, shardings
 from kaleido_jax.parallel.partition import bytes_per_device
 from kaleido_jax.testing.tiny import tiny_bundle
 from kaleido_jax.training import run as training_run
+from kaleido_jax.training import step as step_functions
 from kaleido_jax.training.checkpoint import Checkpoints
 from kaleido_jax.training.experiment import DataConfig, Experiment, TrainConfig
 from kaleido_jax.training.optimizer import OptimizerConfig
@@ -110,7 +111,15 @@ def undisturbed():
     return losses, gradient
 
 
-MESHES = ["data=8", "fsdp=8", "data=2,fsdp=2,sequence=2", "sequence=4,ulysses=1", "fsdp=2,tensor=2"]
+def assert_same_gradient(found, wanted):
+    def compare(path, found, wanted):
+        error = np.linalg.norm(found - wanted) / max(np.linalg.norm(wanted), 1e-8)
+        assert error < 1e-5, f"{jax.tree_util.keystr(path)}: {error:.2e}"
+
+    jax.tree_util.tree_map_with_path(compare, jax.device_get(found), wanted)
+
+
+MESHES = ["data=8", "fsdp=8", "data=2,fsdp=2,sequence=2", "sequence=4,ulysses=1", "fsdp=2,sequence=2,tensor=2"]
 
 
 @pytest.mark.parametrize("text", MESHES)
@@ -122,15 +131,29 @@ def test_loss_and_gradients_are_those_of_one_device_and_the_state_is_written_in_
     losses, gradient = undisturbed()
     assert loss == pytest.approx(losses[0], rel=1e-5)
 
-    def compare(path, found, wanted):
-        error = np.linalg.norm(found - wanted) / max(np.linalg.norm(wanted), 1e-8)
-        assert error < 1e-5, f"{jax.tree_util.keystr(path)}: {error:.2e}"
-
-    jax.tree_util.tree_map_with_path(compare, jax.device_get(after.moments[1].mu), gradient)
+    assert_same_gradient(after.moments[1].mu, gradient)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
     assert jax.tree.map(lambda leaf: leaf.sharding, after) == places
     (compiled,) = (program for key, program in programs(mesh)._compiled.items() if key[0] == "train")
     assert compiled.memory_analysis().alias_size_in_bytes == bytes_per_device(after, places)
+
+
+def test_a_batch_in_parts_that_were_encoded_before():
+    """Two parts, and the text encoder's output in place of ids: the transformer's gradient is the same."""
+    mesh = MeshConfig(fsdp=4)
+    train = dataclasses.replace(EXPERIMENT.train, accumulate=2)
+    experiment = dataclasses.replace(EXPERIMENT, mesh=mesh, train=train)
+    alone = programs(MeshConfig())
+    made = Programs(experiment, METHOD, Networks(alone._networks.transformer), tiny_bundle().vae)
+    ids, whole = batch(), initial()
+    encoder = step_functions.encoder_of(alone._networks, whole.parameters)
+    text = np.asarray(jax.jit(encoder)(ids.text, ids.text_lengths))
+    state = create(EXPERIMENT.optimizer, {"transformer": whole.parameters["transformer"]})
+    state = place(state, shardings(state, made.mesh))
+    state, values = made.train(state, dataclasses.replace(ids, text=text), jnp.zeros((), jnp.float32))
+    losses, gradient = undisturbed()
+    assert float(values["loss"]) == pytest.approx(losses[0], rel=1e-5)
+    assert_same_gradient(state.moments[1].mu["transformer"], gradient["transformer"])
 
 
 def test_a_run_goes_on_with_its_state_on_other_meshes(tmp_path):
@@ -169,7 +192,9 @@ def test_command_line_sets_the_mesh():
 def test_what_the_mesh_does_not_divide_is_an_error():
     odd = dataclasses.replace(EXPERIMENT, train=TrainConfig(batch=6))
     make = lambda experiment: Programs(experiment, METHOD, programs(MeshConfig())._networks, tiny_bundle().vae)
-    with pytest.raises(UsageError, match=r"train.batch is 6; mesh.data times mesh.fsdp, 4, must divide it"):
+    with pytest.raises(
+        UsageError, match=r"train.batch is 6; mesh.data times .* times train.accumulate, 4, must divide it"
+    ):
         make(dataclasses.replace(odd, mesh=MeshConfig(data=2, fsdp=2)))
     with pytest.raises(UsageError, match=r"mesh.tensor is 8; it must divide the 4 heads"):
         make(dataclasses.replace(EXPERIMENT, mesh=MeshConfig(tensor=8)))
