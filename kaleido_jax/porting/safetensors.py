@@ -5,7 +5,9 @@ everything that is wrong with a file before a byte of a tensor is read. Tensors 
 their own: a file that shrinks meanwhile is an error and never a crash, as it would be with a mapping.
 """
 
+import collections
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -179,7 +181,7 @@ def parse(read: Any, size: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     for name, entry in header.items():
         problem = _tensor(name, entry, 8 + length, tensors)
         if problem:
-            problems.append(f"{name!r} {problem}")
+            problems.append(f"{printable(name, 100)!r} {problem}")
     if not problems:
         problems += _layout(tensors, 8 + length, size)
     if problems:
@@ -190,21 +192,9 @@ def parse(read: Any, size: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
 def _document(text: bytes) -> dict[str, Any]:
     """The header's JSON object."""
     repeated: list[str] = []
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        document = dict(pairs)
-        if len(document) < len(pairs):
-            names = [name for name, _ in pairs]
-            repeated.extend(
-                sorted({name for name in names if names.count(name) > 1}) if len(names) < 100 else ["a name"]
-            )
-        return document
-
-    def no_number(word: str) -> Any:
-        raise ValueError(f"the number {word} cannot stand in a header")
-
+    once = functools.partial(_once, repeated)
     try:
-        header = json.loads(text.decode(), object_pairs_hook=once, parse_constant=no_number, parse_float=no_number)
+        header = json.loads(text.decode(), object_pairs_hook=once, parse_constant=_no_number, parse_float=_no_number)
     except UnicodeDecodeError as error:
         raise InvalidHeader(["has a header that is not UTF-8"]) from error
     except (ValueError, RecursionError) as error:
@@ -212,8 +202,21 @@ def _document(text: bytes) -> dict[str, Any]:
     if not isinstance(header, dict):
         raise InvalidHeader(["has a header that is not a JSON object"])
     if repeated:
-        raise InvalidHeader([f"names {name!r} twice" for name in repeated])
+        raise InvalidHeader([f"names {printable(name, 100)!r} twice" for name in repeated])
     return header
+
+
+def _once(repeated: list[str], pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; names that it has more than once are added to `repeated`."""
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        counts = collections.Counter(name for name, _ in pairs)
+        repeated.extend(name for name, count in counts.items() if count > 1)
+    return document
+
+
+def _no_number(word: str) -> Any:
+    raise ValueError(f"the number {word} cannot stand in a header")
 
 
 def _metadata(found: Any, problems: list[str]) -> dict[str, str]:
