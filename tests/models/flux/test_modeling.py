@@ -16,7 +16,6 @@ from kaleido_jax.bundle import merge
 from kaleido_jax.layout import Segment, TokenLayout, patchify
 from kaleido_jax.masks import TokenMask
 from kaleido_jax.models.flux import FluxConfig
-from kaleido_jax.models.flux.modeling import text_partners
 from kaleido_jax.models.flux.params import from_torch
 from kaleido_jax.models.hook import default_attend
 from kaleido_jax.testing import relative_error, relative_errors
@@ -168,17 +167,6 @@ def test_the_hook_reads_and_replaces_what_every_layer_attends_to(tiny):
     assert relative_error(other, out) > 1e-3
     np.testing.assert_allclose(after["out"][0], single["out"][0], atol=1e-6)
     assert relative_error(after["out"][1], single["out"][1]) > 1e-3
-
-
-def test_a_text_has_the_time_of_its_shot():
-    text, shot = (
-        (lambda s: Segment(kind="text", grid=(3, 1, 1), shot=s)),
-        (lambda s: Segment(kind="video", grid=(2, 2, 2), shot=s)),
-    )
-    scene = (text(0), Segment(kind="dummy", grid=(1, 1, 1)), text(1), shot(1), text(2), shot(2))
-    assert text_partners(TokenLayout(scene)) == (0, 0, 1, 1, 2, 2)
-    assert text_partners(TokenLayout((TEXT, REFERENCE, PICTURE))) == (1, 0, 1)
-    assert text_partners(TokenLayout((REFERENCE, text(4)))) == (0, 0)
 
 
 def test_bfloat16_stays_near_float32():
