@@ -9,7 +9,7 @@ tables with `table_of`; what is done with them is written once, here and in `kal
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -19,6 +19,7 @@ from flax import nnx
 from kaleido_jax.errors import InputError
 
 Shape = tuple[int, ...]
+Tensor = TypeVar("Tensor", bound=np.ndarray | jax.Array)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +33,11 @@ class Transform:
     pattern: str = ""
     sizes: tuple[tuple[str, int], ...] = ()
 
-    def from_torch(self, theirs: np.ndarray) -> np.ndarray:
-        """A view wherever the axes are only permuted."""
+    def from_torch(self, theirs: Tensor) -> Tensor:
+        """A view wherever the axes are only permuted. Works on arrays of jax too."""
         return rearrange(theirs, self.pattern, **dict(self.sizes)) if self.pattern else theirs
 
-    def to_torch(self, ours: np.ndarray) -> np.ndarray:
+    def to_torch(self, ours: Tensor) -> Tensor:
         """The inverse of `from_torch`."""
         return self.inverse.from_torch(ours)
 
