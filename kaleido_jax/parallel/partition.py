@@ -16,7 +16,7 @@ LAYERS = "layers"  # the leading axis of stacked layers
 
 _COLUMNS, _ROWS = (LAYERS, None, "tensor"), (LAYERS, "tensor", None)
 _SPLIT, _WHOLE = (LAYERS, "tensor"), (LAYERS, None)
-_ATTENTION = r"blocks\.(self|cross)_attention\."
+_ATTENTION = r"blocks\.(self|cross|emphasis)_attention\."
 
 # One row for each kind of parameter; a name must match exactly one of them from beginning to end.
 TABLE: tuple[tuple[str, tuple[str | None, ...]], ...] = (
@@ -31,7 +31,7 @@ TABLE: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"blocks\.mlp\.second\.kernel", _ROWS),
     (r"blocks\.mlp\.second\.bias", _WHOLE),
     (r"blocks\.modulation", (LAYERS, None, None)),
-    (r"blocks\.cross_norm\.(scale|bias)", _WHOLE),
+    (r"blocks\.(cross|emphasis)_norm\.(scale|bias)", _WHOLE),
     (r"(text|time)_embedding\.first\.kernel", (None, "tensor")),
     (r"(text|time)_embedding\.first\.bias", ("tensor",)),
     (r"(text|time)_embedding\.second\.kernel", ("tensor", None)),

@@ -1,0 +1,75 @@
+"""`kaleido plan`: what a training step takes of chips that need not be there."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments; imports nothing heavy."""
+    parser.description = (
+        "Compiles an experiment's training step for chips that this machine need not have, and says what it takes: "
+        "memory by kind, operations, traffic between devices, and an estimate of the time of a step with what it "
+        "assumes. Exit code 65 if it does not fit."
+    )
+    parser.add_argument("config", help="a Python file with a function config(), such as configs/kaleido_14b_sft.py")
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="fields of the config to change")
+    parser.add_argument(
+        "--target", required=True, metavar="CHIP:SHAPE", help="v5p:4x4x4, v5e:16x16, v6e:16x16, h100:8x8 (nodes x GPUs)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the plan there too")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Plan and print; returns the exit code."""
+    os.environ["JAX_PLATFORMS"] = "cpu"  # the host's; the step is compiled for another
+    from kaleido_jax import config
+    from kaleido_jax.errors import ExitCode, UsageError
+    from kaleido_jax.media.storage import written_whole
+    from kaleido_jax.parallel.chips import Target
+    from kaleido_jax.parallel.target import devices_of
+    from kaleido_jax.training.experiment import Experiment
+
+    target = Target.parse(args.target)
+    experiment = config.load(args.config)
+    if not isinstance(experiment, Experiment):
+        raise UsageError(f"{args.config} describes a {type(experiment).__name__}; kaleido plan takes an Experiment")
+    experiment = config.override(experiment, args.overrides)
+
+    from kaleido_jax.training.plan import plan
+
+    result = plan(experiment, devices_of(target), target.chip, target=str(target))
+    print("\n".join(report(result)))
+    if args.json:
+        with written_whole(args.json) as temporary:
+            temporary.write_text(json.dumps(result.to_json(), indent=1) + "\n")
+    return ExitCode.DONE if result.fits else ExitCode.BAD_INPUT
+
+
+def report(result) -> list[str]:
+    """The lines that are printed for a `training.plan.Plan`."""
+    gib = lambda size: f"{size / 2**30:9.2f} GiB"
+    lines = [
+        f"{result.name} on {result.devices} devices of {result.target}, mesh {result.mesh}: "
+        f"{result.batch} samples of {result.tokens} tokens a step; compiled in {result.compile_seconds:.0f} s",
+        "memory of one device",
+        *(f"  {kind:24}{gib(size)}" for kind, size in result.bytes.items()),
+        f"  {'total':24}{gib(result.total)} of {result.memory / 2**30:.2f} GiB: "
+        f"{'fits' if result.fits else 'DOES NOT FIT'}",
+        "operations of a step",
+        f"  {'model (3 x forward)':24}{result.model_flops / 1e15:9.2f} PFLOP",
+        f"  {'computed':24}{result.computed_flops / 1e15:9.2f} PFLOP, attention {result.attention_flops / 1e15:.2f}",
+        "received by one device in a step",
+        *(
+            f"  along {axes:18}{gib(sum(kinds.values()))}: "
+            + ", ".join(f"{kind} {size / 2**30:.2f}" for kind, size in kinds.items())
+            for axes, kinds in result.traffic.items()
+        ),
+        "seconds of a step",
+        *(f"  {name:24}{value:9.3f}" for name, value in result.seconds.items()),
+        f"MFU {result.mfu['estimate']:.1%} estimated, at most {result.mfu['bound']:.1%} with these kernels; "
+        f"limited by {result.limit}",
+        "assumed: " + "; ".join(result.assumptions),
+    ]
+    return lines + [f"to make it fit: {advice}" for advice in result.advice]

@@ -1,0 +1,303 @@
+"""What a training step takes of chips that need not be there: memory, operations, traffic and time.
+
+The step is the real one, compiled for the target. Operations are counted in its jaxpr, traffic in the compiled text;
+times follow from rates that `parallel.chips` gives with their sources.
+"""
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from kaleido_jax.bundle import abstract, merge
+from kaleido_jax.errors import UsageError
+from kaleido_jax.layout import TokenLayout
+from kaleido_jax.methods.method import Method, losses
+from kaleido_jax.methods.registry import create as create_method
+from kaleido_jax.models.text import UMT5Encoder
+from kaleido_jax.models.vae import VAEConfig
+from kaleido_jax.models.wan import WanTransformer
+from kaleido_jax.parallel import MeshConfig, batch_shardings, shardings
+from kaleido_jax.parallel.chips import Chip
+from kaleido_jax.parallel.collectives import Traffic, traffic
+from kaleido_jax.parallel.flops import count, dense_attend
+from kaleido_jax.parallel.partition import bytes_per_device
+from kaleido_jax.training import step
+from kaleido_jax.training.experiment import Experiment
+from kaleido_jax.training.state import Batch, create
+
+# How often attention's two products are computed in a step: once forward, two and a half times backward, which makes
+# the scores again, and once more where nothing of it is kept.
+_ATTENTION_ROUNDS = {"everything": 3.5, "products": 3.5, "attention": 3.5, "nothing": 4.5}
+# VAEs by the number of their latent channels, where an experiment names no folder.
+_VAES = {16: VAEConfig.wan2_1, 48: VAEConfig.wan2_2}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything is for one step; bytes and traffic are those of one device.
+
+    tokens: of a sample's sequence. model_flops: three times the forward pass. computed_flops: what is really computed,
+    of which attention_flops in self-attention. seconds: of the bound that kernels' rates imply, of the traffic along
+    each axis of the mesh, and the estimate. mfu: model_flops by the peak, for the bound and for the estimate.
+    """
+
+    name: str
+    target: str
+    devices: int
+    mesh: str
+    batch: int
+    tokens: int
+    bytes: dict[str, int]
+    memory: int
+    model_flops: int
+    computed_flops: int
+    attention_flops: int
+    traffic: dict[str, dict[str, float]]
+    seconds: dict[str, float]
+    mfu: dict[str, float]
+    limit: str
+    assumptions: list[str]
+    advice: list[str]
+    compile_seconds: float
+
+    @property
+    def total(self) -> int:
+        return sum(self.bytes.values())
+
+    @property
+    def fits(self) -> bool:
+        return self.total <= self.memory
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self) | {"total": self.total, "fits": self.fits}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """The training step of an experiment with the shapes of what it takes."""
+
+    experiment: Experiment
+    method: Method
+    networks: step.Networks
+    layout: TokenLayout
+    state: Any
+    batch: Batch
+
+    @property
+    def function(self) -> Any:
+        return functools.partial(
+            step.train_step,
+            networks=self.networks,
+            experiment=self.experiment,
+            method=self.method,
+            layout=self.layout,
+        )
+
+
+def plan(experiment: Experiment, devices: list[Any], chip: Chip, *, target: str) -> Plan:
+    """The plan of a training step on devices of one kind. Compiles it, which takes from seconds to a minute.
+
+    Raises:
+      UsageError: the mesh does not divide devices, batch or heads; or the method's data are not pictures.
+    """
+    filled = experiment.mesh.filled(len(devices))
+    mesh = filled.make(devices)
+    _check(experiment, filled)
+    made = _abstract_step(experiment)
+    began = time.monotonic()
+    compiled, state_bytes = _compile(made, mesh, chip.platform)
+    seconds = time.monotonic() - began
+    sent = traffic(compiled.as_text(), mesh)
+    return _made_of(made, filled, mesh, chip, target, compiled.memory_analysis(), state_bytes, sent, seconds)
+
+
+def _check(experiment: Experiment, mesh: MeshConfig) -> None:
+    shares = mesh.data * mesh.fsdp * experiment.train.accumulate
+    if experiment.train.batch % shares:
+        raise UsageError(
+            f"train.batch is {experiment.train.batch}; mesh.data times mesh.fsdp times train.accumulate, {shares}, "
+            "must divide it"
+        )
+    if experiment.transformer.heads % mesh.tensor:
+        raise UsageError(f"mesh.tensor is {mesh.tensor}; it must divide the {experiment.transformer.heads} heads")
+
+
+def _abstract_step(experiment: Experiment) -> _Step:
+    method = create_method(experiment.method, experiment.scheme, experiment.options)
+    if method.data != "pictures":
+        raise UsageError(f"method is {experiment.method}, which trains on a {method.data}; plans know pictures only")
+    data, transformer = experiment.data, experiment.transformer
+    if transformer.out_channels not in _VAES:
+        raise UsageError(f"transformer.out_channels is {transformer.out_channels}; plans know latents of 16 and 48")
+    vae = _VAES[transformer.out_channels]()
+    latents = (vae.latent_frames(data.frames), *(side // vae.spatial_factor for side in data.picture))
+
+    def empty() -> Batch:
+        zeros = lambda *sizes, dtype=jnp.int32: jnp.zeros((experiment.train.batch, *sizes), dtype)
+        embedded = lambda: zeros(data.text_tokens, transformer.text_dim, dtype=jnp.bfloat16)
+        return Batch(
+            video=zeros(*latents, vae.z_dim, dtype=jnp.float32),
+            references=zeros(data.references, *latents[1:], vae.z_dim, dtype=jnp.float32),
+            reference_counts=zeros(),
+            subject_share=zeros(*latents, dtype=jnp.float32),
+            subjects=zeros(data.references),
+            text=embedded() if data.text_embeddings else zeros(data.text_tokens),
+            text_lengths=zeros(),
+            indices=zeros(),
+        )
+
+    batch = jax.eval_shape(empty)
+    pt, ph, pw = transformer.patch
+    grid = (latents[0] // pt, latents[1] // ph, latents[2] // pw)
+    layout = method.layout(grid, [(1, *grid[1:])] * data.references, texts=(data.text_tokens,))
+    graphs, weights = {}, {}
+    made = {"transformer": lambda: WanTransformer(transformer, nnx.Rngs(0))}
+    if not data.text_embeddings:
+        made["text"] = lambda: UMT5Encoder(experiment.text, nnx.Rngs(0))
+    for name, make in made.items():
+        graphs[name], weights[name] = abstract(make)
+    state = jax.eval_shape(functools.partial(create, experiment.optimizer), weights)
+    return _Step(experiment, method, step.Networks(**graphs), layout, state, batch)
+
+
+def _compile(made: _Step, mesh: Mesh, platform: str) -> tuple[Any, dict[str, int]]:
+    """The compiled step, and the bytes of one device by kind that are known without it."""
+    places = shardings(made.state, mesh), batch_shardings(made.batch, mesh)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    placed = lambda tree, where: jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree, where
+    )
+    arguments = (
+        placed(made.state, places[0]),
+        placed(made.batch, places[1]),
+        jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere),
+    )
+    with jax.set_mesh(mesh):
+        program = jax.jit(made.function, donate_argnums=0, out_shardings=(places[0], everywhere))
+        compiled = program.trace(*arguments).lower(lowering_platforms=(platform,)).compile()
+    size = lambda name: bytes_per_device(getattr(made.state, name), getattr(places[0], name))
+    known = {"weights": size("parameters"), "average": size("average"), "moments": size("moments")}
+    return compiled, known | {"batch": bytes_per_device(made.batch, places[1])}
+
+
+def forward_flops(made: _Step) -> tuple[int, int]:
+    """(all, self-attention's) operations of one forward pass over the whole batch."""
+    experiment = made.experiment
+    patch = experiment.transformer.patch
+    times = jax.ShapeDtypeStruct((experiment.train.batch, made.method.draws(made.layout)), jnp.float32)
+
+    def forward(attend: Any, parameters: Any, batch: Batch, times: jax.Array) -> jax.Array:
+        network = functools.partial(
+            merge(made.networks.transformer, parameters["transformer"]), attend=attend, remat=False
+        )
+        encoder = step.encoder_of(made.networks, parameters)
+        condition = step.condition_of(batch, encoder)
+        noise = jnp.zeros(batch.video.shape, jnp.float32)
+        return losses(made.method, network, batch.video, noise, times, condition, layout=made.layout, patch=patch)
+
+    counted = lambda attend: count(functools.partial(forward, attend), made.state.parameters, made.batch, times)
+    everything = counted(dense_attend)
+    return everything, everything - counted(lambda q, k, v, table, rope, state: (v, state))
+
+
+def _made_of(
+    made: _Step,
+    config: MeshConfig,
+    mesh: Mesh,
+    chip: Chip,
+    target: str,
+    sizes: Any,
+    state_bytes: Mapping[str, int],
+    sent: Traffic,
+    compile_seconds: float,
+) -> Plan:
+    experiment, devices = made.experiment, mesh.devices.size
+    forward, attention = forward_flops(made)
+    progress = jax.ShapeDtypeStruct((), jnp.float32)
+    computed = count(made.function, made.state, made.batch, progress)
+    attention = int(attention * _ATTENTION_ROUNDS[experiment.train.keep])
+    kept = dict(state_bytes)
+    kept["temporary"] = int(sizes.temp_size_in_bytes)
+    kept["other"] = max(
+        0,
+        int(sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes)
+        - sum(state_bytes.values()),
+    )
+    by_axes: dict[str, dict[str, float]] = {}
+    for (axes, kind), size in sent.bytes.items():
+        by_axes.setdefault(axes, {})[kind] = size
+
+    peak = chip.peak * devices
+    bound = (computed - attention) / (peak * chip.product) + attention / (peak * chip.attention)
+    seconds = {"bound": bound}
+    for axes, kinds in by_axes.items():
+        seconds[f"traffic along {axes}"] = sum(kinds.values()) / _rate(chip, mesh, axes)
+    waiting = sum(value for name, value in seconds.items() if name.startswith("traffic"))
+    seconds["estimate"] = max(computed / (peak * chip.reached), waiting, bound)
+    mfu = {name: 3 * forward / (peak * seconds[name]) for name in ("bound", "estimate")}
+    limit = "the devices' network" if waiting > max(bound, computed / (peak * chip.reached)) else "computing"
+    result = Plan(
+        name=experiment.name,
+        target=target,
+        devices=devices,
+        mesh=str(config),
+        batch=experiment.train.batch,
+        tokens=made.layout.tokens("visual"),
+        bytes=kept,
+        memory=int(chip.memory),
+        model_flops=3 * forward,
+        computed_flops=computed,
+        attention_flops=attention,
+        traffic=by_axes,
+        seconds=seconds,
+        mfu=mfu,
+        limit=limit,
+        assumptions=[
+            f"peak {chip.peak / 1e12:.0f} TFLOP/s a device in bfloat16",
+            f"kernels reach {chip.product:.0%} of it in products and {chip.attention:.0%} in attention (bound)",
+            f"whole programs reach {chip.reached:.0%} of it by what they compute, as published ones do (estimate)",
+            f"links of {chip.link / 1e9:.0f} GB/s into a device are used to the full, and wait for nothing else",
+        ],
+        advice=[],
+        compile_seconds=compile_seconds,
+    )
+    return dataclasses.replace(result, advice=_advice(result, experiment, config))
+
+
+def _rate(chip: Chip, mesh: Mesh, axes: str) -> float:
+    """Bytes a second into a device from its neighbours along these axes."""
+    if not chip.node:
+        return chip.link
+    first = min(mesh.axis_names.index(name) for name in axes.split("+"))
+    span = math.prod(mesh.devices.shape[first:])
+    return chip.link if span <= chip.node else chip.network
+
+
+def _advice(result: Plan, experiment: Experiment, mesh: MeshConfig) -> list[str]:
+    """What to change where the step does not fit, in the order in which it costs least."""
+    if result.fits:
+        return []
+    advice, train = [], experiment.train
+    state = sum(result.bytes[kind] for kind in ("weights", "average", "moments"))
+    samples = train.batch // (mesh.data * mesh.fsdp * train.accumulate)
+    if state > result.memory // 2:
+        advice.append(f"weights, average and moments take {state / 2**30:.1f} GiB: raise mesh.fsdp or mesh.tensor")
+    if train.keep != "nothing":
+        advice.append(f"train.keep=nothing makes more again in the backward pass (it is {train.keep})")
+    if samples > 1:
+        advice.append(
+            f"train.accumulate={train.accumulate * 2} halves the {samples} samples that a device has at a time"
+        )
+    else:
+        advice.append(
+            f"mesh.sequence={mesh.sequence * 2} halves a device's tokens; mesh.data or mesh.fsdp give way to it"
+        )
+    return advice
