@@ -17,8 +17,11 @@ import dataclasses
 import functools
 import hashlib
 import json
+import multiprocessing
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +31,15 @@ from PIL import Image, ImageDraw
 from kaleido_jax.data.world import World
 from kaleido_jax.errors import KaleidoError, UsageError
 from kaleido_jax.evaluation.cases import Case, fidelity_case
-from kaleido_jax.evaluation.fidelity import QUESTIONS, FidelityJudge, shares
+from kaleido_jax.evaluation.fidelity import QUESTIONS, FidelityJudge, Verdict, shares
 
 REAL, GIVEN, WITHHELD = "real renderings", "reference given", "reference withheld"
 SHEET_FRAMES = 5
 
 # (cases, whether the references are given) -> uint8 videos
 Generate = Callable[[Sequence[Case], bool], list[np.ndarray]]
+
+judge: FidelityJudge  # of a process that judges
 
 
 def main() -> int:
@@ -79,16 +84,20 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if not arguments.real_only:
         generate, settings = load_generator(arguments)
         conditions += [GIVEN] if arguments.withheld == "skip" else [GIVEN, WITHHELD]
-    world = settings["world"]
+    size = (settings["world"]["height"], settings["world"]["width"], settings["world"]["frames"])
     store = Store(arguments.out, settings)
-    world = World((world["height"], world["width"]), world["frames"])
-    judge = FidelityJudge(world)
+    world = World(size[:2], size[2])
     missing = [
         (number, [condition for condition in conditions if (number, condition) not in store.verdicts])
         for number in range(arguments.cases)
     ]
     missing = [entry for entry in missing if entry[1]]
-    with tqdm.tqdm(total=arguments.cases, initial=arguments.cases - len(missing), unit="case", file=sys.stderr) as bar:
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # in the processes that judge, one for each core
+    spawn = multiprocessing.get_context("spawn")
+    with (
+        ProcessPoolExecutor(os.cpu_count(), spawn, initializer=make_judge, initargs=(size,)) as judges,
+        tqdm.tqdm(total=arguments.cases, initial=arguments.cases - len(missing), unit="case", file=sys.stderr) as bar,
+    ):
         for group in chunks(missing, arguments.batch):
             cases = [fidelity_case(world, number) for number, _ in group]
             for condition in conditions:
@@ -102,12 +111,24 @@ def evaluate(arguments: argparse.Namespace) -> None:
                     bar.set_postfix_str(f"making videos, {condition}")
                     videos = generate(wanted, condition == GIVEN)
                 bar.set_postfix_str(f"judging, {condition}")
-                for case, video in zip(wanted, videos):
-                    store.add(case, condition, video, dataclasses.asdict(judge(video, case)))
+                verdicts = judges.map(verdict_of, [case.number for case in wanted], videos)
+                for case, video, verdict in zip(wanted, videos, verdicts):
+                    store.add(case, condition, video, dataclasses.asdict(verdict))
             bar.update(len(group))
     report(store, conditions, arguments.cases)
     rows = [fidelity_case(world, number) for number in range(min(arguments.sheet_rows, arguments.cases))]
     sheet(store, rows, REAL if arguments.real_only else GIVEN).save(arguments.out / "sheet.png")
+
+
+def make_judge(size: tuple[int, int, int]) -> None:
+    """Once in every process that judges."""
+    global judge
+    judge = FidelityJudge(World(size[:2], size[2]))
+
+
+def verdict_of(number: int, video: np.ndarray) -> Verdict:
+    """The verdict on a video that was made for case `number`."""
+    return judge(video, fidelity_case(judge.world, number))
 
 
 def chunks(entries: list, size: int) -> Iterator[list]:

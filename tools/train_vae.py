@@ -1,11 +1,12 @@
 """Train the miniature's video VAE on the procedural world.
 
     python tools/train_vae.py --workdir runs/vae --minutes 20
+    python tools/train_vae.py --workdir runs/wider --start-from runs/vae --z-dim 32 --minutes 20
 
-Single pictures and short clips are cropped from samples drawn on the fly. The loss is the error of pixels and of their
-differences between neighbours, plus a small KL term. The folder receives `vae.safetensors` and `config.json` (which
-`kaleido_jax.bundle.load_vae` reads), `report.json` with the PSNR on held-out samples, and `reconstructions.png`. Run
-again with the same folder, it goes on where it was interrupted.
+Single pictures and clips are cropped from samples drawn on the fly. The loss is the error of pixels and of their
+differences between neighbours, where subjects count for more than the scene, plus a small KL term. The folder receives
+`vae.safetensors` and `config.json` (which `kaleido_jax.bundle.load_vae` reads), `report.json` with the PSNR on held-out
+samples, and `reconstructions.png`. Run again with the same folder, it goes on where it was interrupted.
 """
 
 import argparse
@@ -26,15 +27,16 @@ from einops import rearrange
 from flax import nnx
 from PIL import Image
 
-from kaleido_jax.bundle import abstract, merge, parameters, save_parameters
+from kaleido_jax.bundle import abstract, load_vae, merge, parameters, save_parameters
 from kaleido_jax.config import to_json
 from kaleido_jax.data.world import World
 from kaleido_jax.models.vae import VAEConfig, WanVAE
 from kaleido_jax.training.checkpoint import Checkpoints
 
 # (samples, frames) of the batches that take turns; every batch is cropped to one size.
-BATCHES = ((12, 1), (2, 9), (12, 1), (1, 17))
+BATCHES = ((12, 1), (2, 9), (1, 17), (2, 9))
 WARM_UP = 30
+SUBJECT_EMPHASIS = 4.0  # a subject's pixel counts 1 + this times
 
 
 class Crops:
@@ -52,10 +54,15 @@ class Crops:
         while True:
             sample = self._world.sample(self._seed)
             self._seed += 1
-            self._fresh.put((sample.video, [picture for picture, _ in sample.references]))
+            video = np.concatenate([sample.video, (sample.masks > 0).astype(np.uint8)[..., None]], axis=-1)
+            pictures = [np.concatenate([x, np.zeros_like(x[..., :1])], axis=-1) for x, _ in sample.references]
+            self._fresh.put((video, pictures))
 
     def batch(self, samples: int, frames: int) -> np.ndarray:
-        """uint8 [samples, frames, crop, crop, 3]; half of all single frames are reference pictures."""
+        """uint8 [samples, frames, crop, crop, 4]: colours, and whether a subject of the video is seen.
+
+        Half of all single frames are reference pictures.
+        """
         while not self._fresh.empty():
             self._samples[self._rng.integers(len(self._samples))] = self._fresh.get()
         return np.stack([self._one(frames) for _ in range(samples)])
@@ -70,12 +77,14 @@ class Crops:
         return clip[:, :, ::-1] if self._rng.random() < 0.5 else clip
 
 
-def reconstruction_loss(video: jax.Array, target: jax.Array) -> jax.Array:
+def reconstruction_loss(video: jax.Array, target: jax.Array, subject: jax.Array) -> jax.Array:
     """Squared and absolute error of the pixels, and absolute error of their differences in time, y and x.
 
     The squared error is what makes colours right early on; the differences keep edges sharp and still things still.
+    Errors of pixels of a subject (where `subject` is 1) are larger than others by the root of their emphasis.
     """
-    error = video - target
+    weight = 1 + SUBJECT_EMPHASIS * subject
+    error = (video - target) * jnp.sqrt(weight / jnp.mean(weight))
     loss = 3 * jnp.mean(jnp.square(error)) + 0.5 * jnp.mean(jnp.abs(error))
     for axis in (1, 2, 3):
         if error.shape[axis] > 1:
@@ -84,22 +93,28 @@ def reconstruction_loss(video: jax.Array, target: jax.Array) -> jax.Array:
 
 
 def loss_of(values: dict, video: jax.Array, key: jax.Array, *, graph: nnx.GraphDef, kl_weight: float):
-    """The loss of one batch of uint8 clips, and its reconstruction and KL parts."""
+    """The loss of one batch of `Crops`, and its reconstruction and KL parts."""
     vae = merge(graph, values)
-    target = video.astype(jnp.float32) / 127.5 - 1
+    target, subject = video[..., :3].astype(jnp.float32) / 127.5 - 1, video[..., 3:].astype(jnp.float32)
     mean, log_variance = vae.moments(target)
     z = mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape)
-    reconstruction = reconstruction_loss(vae.reconstruct(z), target)
+    reconstruction = reconstruction_loss(vae.reconstruct(z), target, subject)
     kl = 0.5 * jnp.mean(jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance)
     return reconstruction + kl_weight * kl, (reconstruction, kl)
 
 
-def initial_parameters(config: VAEConfig, seed: int) -> dict[str, jax.Array]:
-    """Of a new VAE whose posterior begins narrow: with a standard deviation of 1, noise would drown the mean."""
+def initial_parameters(config: VAEConfig, seed: int, start_from: Path | None) -> dict[str, jax.Array]:
+    """Of a new VAE whose posterior begins narrow: with a standard deviation of 1, noise would drown the mean.
+
+    Of an earlier VAE, everything is taken whose shape is the same: with other `z_dim`, all but the latents' own layers.
+    """
     values = parameters(WanVAE(config, nnx.Rngs(seed)))
     variance = slice(config.z_dim, None)
     values["quant_conv.kernel"] = values["quant_conv.kernel"].at[..., variance].multiply(0.1)
     values["quant_conv.bias"] = values["quant_conv.bias"].at[variance].set(-5.0)
+    if start_from:
+        earlier = parameters(load_vae(start_from))
+        values = {k: earlier[k] if earlier[k].shape == v.shape else v for k, v in values.items()}
     return values
 
 
@@ -191,15 +206,26 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=2e-2)
     parser.add_argument("--kl-weight", type=float, default=1e-4)
     parser.add_argument("--base-dim", type=int, default=VAEConfig.miniature().base_dim)
+    parser.add_argument("--z-dim", type=int, default=VAEConfig.miniature().z_dim, help="channels of a latent")
+    parser.add_argument(
+        "--start-from", type=Path, metavar="FOLDER", help="a VAE whose weights are taken where they fit"
+    )
     parser.add_argument("--crop", type=int, default=48)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
     args = parser.parse_args()
 
     args.workdir.mkdir(parents=True, exist_ok=True)
-    config = dataclasses.replace(VAEConfig.miniature(), base_dim=args.base_dim, decoder_base_dim=args.base_dim)
+    config = dataclasses.replace(
+        VAEConfig.miniature(),
+        base_dim=args.base_dim,
+        decoder_base_dim=args.base_dim,
+        z_dim=args.z_dim,
+        latents_mean=(0.0,) * args.z_dim,
+        latents_std=(1.0,) * args.z_dim,
+    )
     graph, _ = abstract(lambda: WanVAE(config, nnx.Rngs(0)))
-    values = initial_parameters(config, args.seed)
+    values = initial_parameters(config, args.seed, args.start_from)
     state = make_optimizer().init(values)
     checkpoints = Checkpoints(args.workdir / "checkpoints", keep=1)
     step, spent = 0, 0.0

@@ -39,6 +39,7 @@ class FidelityJudge:
     """
 
     def __init__(self, world: World, *, photographs: bool = True):
+        self.world = world
         self._artist = Artist(world)
         self._motion = MotionJudge(world.frames, world.width / world.height)
         self._scene = SceneJudge(with_photographs=photographs)

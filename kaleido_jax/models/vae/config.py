@@ -151,14 +151,14 @@ class VAEConfig:
 
     @classmethod
     def miniature(cls) -> "VAEConfig":
-        """The shipped miniature: 16 channels, 8 x 8 pixels and 4 frames per latent; statistics are set by training."""
+        """The shipped miniature: 16 channels, 8 x 8 pixels and 2 frames per latent; statistics are set by training."""
         return cls(
             z_dim=16,
             base_dim=24,
             decoder_base_dim=24,
             dim_mult=(1, 2, 2),
             num_res_blocks=1,
-            temporal_downsample=(True, True),
+            temporal_downsample=(False, True),
             patch_size=2,
             residual=True,
             latents_mean=(0.0,) * 16,
