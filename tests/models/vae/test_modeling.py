@@ -217,7 +217,7 @@ def test_a_new_miniature_is_finite_and_differentiable_everywhere():
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((1, 4, 16, 16), r"frames is 4; it must be 4 n \+ 1, such as 1 or 5"),
+        ((1, 4, 16, 16), r"frames is 4; it must be 2 n \+ 1, such as 3 or 5"),
         ((1, 5, 20, 16), "height is 20; it must be a multiple of 8, such as 16 or 24"),
         ((1, 5, 16, 4), "width is 4; it must be a multiple of 8, such as 8 or 16"),
     ],
