@@ -298,6 +298,12 @@ def own_shot(layout: TokenLayout, contents: Contents | None = None) -> TokenMask
     return _by_segment(layout, bits, bits, width=count)
 
 
+def emphasis(layout: TokenLayout, contents: Contents | None = None) -> TokenMask:
+    """Videos read references and nothing else; all else reads nothing (ContextAnyone's Emphasize-Attention)."""
+    reads = [int(segment.kind == "video") for segment in layout.segments]
+    return _by_segment(layout, reads, [int(_is_reference(segment)) for segment in layout.segments], width=1)
+
+
 def readers(*kinds: Kind) -> Rule:
     """The rule by which tokens of these kinds read everything and other tokens nothing: who reads the text."""
 
@@ -384,4 +390,5 @@ RULES: Mapping[str, Rule] = {
     "separate-subjects": separate_subjects,
     "shot-causal": shot_causal,
     "own-shot": own_shot,
+    "emphasis": emphasis,
 }

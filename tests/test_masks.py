@@ -220,6 +220,7 @@ SENTENCES = {
     "separate-subjects": lambda q, k: not q.kind == k.kind == "reference" or q.subject == k.subject,
     "shot-causal": lambda q, k: k.shot <= q.shot,
     "own-shot": lambda q, k: k.shot == q.shot,
+    "emphasis": lambda q, k: q.kind == "video" and k.kind == "reference",
 }
 
 

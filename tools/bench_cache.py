@@ -21,6 +21,7 @@ from kaleido_jax.methods import cache
 from kaleido_jax.methods.anyid import AnyID
 from kaleido_jax.methods.method import Condition, velocity
 from kaleido_jax.models.wan import WanConfig, WanTransformer
+from kaleido_jax.parallel import flops
 from kaleido_jax.testing.benchmark import fastest, threads
 
 CLIPS = 5
@@ -63,9 +64,9 @@ def count() -> None:
     shapes, given, x, times, layout, plain, keep, fast = programs(config, (31, 44, 80), 512)
     kept = jax.eval_shape(keep, shapes, given)
     total, video = layout.tokens("visual"), layout.segments[CLIPS].tokens
-    all_pairs = cache.matrix_flops(plain, shapes, x, times, given)
-    with_cache = cache.matrix_flops(fast, shapes, x, times, given, kept)
-    once = cache.matrix_flops(keep, shapes, given)
+    all_pairs = flops.count(plain, shapes, x, times, given)
+    with_cache = flops.count(fast, shapes, x, times, given, kept)
+    once = flops.count(keep, shapes, given)
     # References read references; the video reads everything.
     hidden = 4 * config.dim * config.layers * (total - video) * video
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))

@@ -30,6 +30,7 @@ METHODS = {
     "anyid": Method("concat-after"),
     "anyid-unidirectional": Method("concat-after", rule="unidirectional"),
     "contextanyone": Method("gap", rule="unidirectional"),
+    "contextanyone-emphasis": Method("gap", rule="emphasis"),
     "lct": Method("interleaved", references="none", shots=True, text=8),
     "lct-causal": Method("interleaved", rule="shot-causal", references="none", shots=True, text=8),
     "phantom": Method("phantom", references="last"),

@@ -14,7 +14,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -177,41 +176,3 @@ def _sides(layout: TokenLayout) -> tuple[list[int], list[int]]:
         [i for i, kind in enumerate(kinds) if kind == "reference"],
         [i for i, kind in enumerate(kinds) if kind != "reference"],
     )
-
-
-def matrix_flops(function: Any, *arguments: Any) -> int:
-    """Floating-point operations of all matrix products of a function, loops multiplied out; nothing is computed.
-
-    Counted in its jaxpr, because the compiler's own count takes the body of a loop once. Arguments may be shapes.
-    """
-    return _flops(jax.make_jaxpr(function)(*arguments).jaxpr)
-
-
-def _flops(jaxpr: Any) -> int:
-    total = 0
-    for equation in jaxpr.eqns:
-        inner = [_flops(getattr(p, "jaxpr", p)) for p in _jaxprs(equation.params)]
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            shape = equation.invars[0].aval.shape
-            total += 2 * equation.outvars[0].aval.size * int(np.prod([shape[i] for i in contracted]))
-        elif equation.primitive.name == "scan":
-            total += equation.params["length"] * sum(inner)
-        elif equation.primitive.name == "cond":
-            total += max(inner)
-        elif equation.primitive.name == "while":
-            if any(inner):
-                raise ValueError("a matrix product stands in a loop whose length is not known")
-        else:
-            total += sum(inner)
-    return total
-
-
-def _jaxprs(parameters: dict[str, Any]) -> list[Any]:
-    """The jaxprs among the parameters of a primitive; a derivative's own is not run in the forward pass."""
-    found = []
-    for name, value in parameters.items():
-        values = value if isinstance(value, tuple | list) else (value,)
-        if name not in ("fwd_jaxpr_thunk", "bwd", "jvp_jaxpr_fun"):
-            found += [v for v in values if hasattr(v, "eqns") or hasattr(getattr(v, "jaxpr", None), "eqns")]
-    return found

@@ -70,6 +70,11 @@ class Method(abc.ABC):
         """Whether references are the same at every step: of a fixed time, and blind to the video."""
         return False
 
+    @property
+    def reconstructs(self) -> bool:
+        """Whether the network paints the references again, see `contextanyone.reconstruct`."""
+        return False
+
     @abc.abstractmethod
     def layout(self, video: Grid, references: Sequence[Grid], *, texts: Sequence[int]) -> TokenLayout:
         """The bucket for a video (all its shots along the frames), slots for references, and prompts of these lengths.
@@ -216,12 +221,12 @@ def make_table(
     present: Contents,
     *,
     times: Float[AnyArray, "_ s_visual"],
-    scheme: str,
+    scheme: str | rope.Scheme,
     rules: Sequence[str] = ("bidirectional",),
     readers: masks.Rule | None = None,
     weights: Float[AnyArray, "_ s_visual"] | None = None,
 ) -> TokenTable:
-    """The table of a batch whose tokens are placed by `scheme` and see each other by `rules` (of masks.RULES).
+    """The table of a batch whose tokens are placed by `scheme` and see each other by `rules`, which go by name.
 
     times, weights: of each visual segment; the weights are 1 for targets if they are not given. readers: which visual
     token reads which text; None: all do.
@@ -230,10 +235,12 @@ def make_table(
     batch = present.lengths.shape[0]
     if weights is None:
         weights = jnp.asarray([[float(segment.target) for segment in segments]], jnp.float32)
+    if isinstance(scheme, str):
+        scheme = lookup(rope.SCHEMES, scheme, "position scheme")
     rule = [lookup(masks.RULES, name, "visibility rule") for name in rules]
     text_rule = [] if readers is None else [readers]
     return TokenTable(
-        positions=rope.positions(layout, lookup(rope.SCHEMES, scheme, "position scheme"), present),
+        positions=rope.positions(layout, scheme, present),
         lengths=present.lengths,
         subjects=present.subjects,
         timesteps=jnp.broadcast_to(jnp.asarray(times, jnp.float32), (batch, len(segments))),

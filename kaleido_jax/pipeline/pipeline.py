@@ -24,7 +24,14 @@ from kaleido_jax.methods.differential import primary_first
 from kaleido_jax.methods.method import EMPTY_BYTE, Condition
 from kaleido_jax.pipeline import models
 from kaleido_jax.pipeline.compile_cache import use_compile_cache
-from kaleido_jax.pipeline.programs import decode_latents, encode_pixels, encode_text, keep_references, sampler_step
+from kaleido_jax.pipeline.programs import (
+    decode_latents,
+    encode_pixels,
+    encode_text,
+    keep_references,
+    reconstruct,
+    sampler_step,
+)
 from kaleido_jax.pipeline.references import Picture, Reference, read_references
 from kaleido_jax.pipeline.request import Settings, check_prompt, check_reference_count
 from kaleido_jax.typing import Array, Float, Params, UInt8
@@ -37,7 +44,8 @@ Progress = Callable[[str, int, int], None]
 class Generation:
     """A video with everything that it was made from.
 
-    video: uint8 frames. config, folder: the model's (folder is None for one that was never on disk).
+    video: uint8 frames. config, folder: the model's (folder is None for one that was never on disk). reconstructions:
+    the references as the model paints them again, for a method that does (contextanyone).
     """
 
     video: UInt8[np.ndarray, "f h w 3"]
@@ -46,6 +54,7 @@ class Generation:
     settings: Settings
     config: BundleConfig
     folder: Path | None
+    reconstructions: tuple[UInt8[np.ndarray, "_ h w 3"], ...] = ()
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> dict[str, Path]:
         """Writes the video (.mp4), a contact sheet (.sheet.png) and a record (.json) beside each other.
@@ -187,6 +196,15 @@ class Pipeline:
         for index, row in enumerate(steps):
             state = jax.block_until_ready(program(weights, state, row, condition, scales, kept))
             report("sampling", index + 1, settings.steps)
+        painted = []
+        if self._method.reconstructs:
+            key = ("reconstruct", len(texts), bucket)
+            again = self._program(
+                "reconstruction", key, functools.partial(reconstruct, **fixed), weights, (condition,), report
+            )(weights, condition)
+            row = next(i for i, branch in enumerate(rule.branches) if branch.text == "prompt")
+            for latent in again[: len(references)]:
+                painted.append(run("decoder", decode_latents, {"vae": self._weights["vae"]}, (latent[row : row + 1],)))
         pixels = run("decoder", decode_latents, {"vae": self._weights["vae"]}, (state.x,))
         return Generation(
             video=np.asarray(pixels)[0],
@@ -195,6 +213,7 @@ class Pipeline:
             settings=settings,
             config=self.config,
             folder=self.folder,
+            reconstructions=tuple(np.asarray(pixels)[0] for pixels in painted),
         )
 
     @property

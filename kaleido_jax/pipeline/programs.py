@@ -8,7 +8,7 @@ from flax import nnx
 from kaleido_jax.bundle import merge
 from kaleido_jax.diffusion import guidance, samplers
 from kaleido_jax.layout import Grid, TokenLayout
-from kaleido_jax.methods import cache
+from kaleido_jax.methods import cache, contextanyone
 from kaleido_jax.methods.method import Condition, Method, velocity
 from kaleido_jax.typing import Array, Float, Int, Params, UInt8
 
@@ -42,6 +42,14 @@ def keep_references(
     """What of the references is the same at every step."""
     transformer = merge(graphs["transformer"], weights["transformer"])
     return cache.keep_references(method, transformer, condition, layout=layout, patch=patch)
+
+
+def reconstruct(
+    weights: Weights, condition: Condition, *, graphs: Graphs, method: Method, layout: TokenLayout, patch: Grid
+) -> list[Float[Array, "b _ _ _ z"]]:
+    """Latents of the references as the network paints them again."""
+    transformer = merge(graphs["transformer"], weights["transformer"])
+    return contextanyone.reconstruct(method, transformer, condition, layout=layout, patch=patch)
 
 
 def sampler_step(

@@ -13,6 +13,7 @@ from kaleido_jax.methods.anyid import AnyID
 from kaleido_jax.methods.kaleido import Kaleido
 from kaleido_jax.methods.method import Condition, velocity
 from kaleido_jax.models.wan import WanConfig, WanTransformer
+from kaleido_jax.parallel import flops
 
 CONFIG = WanConfig(dim=24, ffn_dim=32, heads=2, layers=2, in_channels=3, out_channels=3, text_dim=8, freq_dim=8)
 VIDEO, CLIP, PATCH, TEXT = (2, 2, 3), (2, 2, 3), (1, 2, 2), 4
@@ -77,14 +78,6 @@ def test_references_that_read_no_text_are_the_same_for_every_prompt(network):
     np.testing.assert_array_equal(keep(given).keys, keep(other).keys)
 
 
-def test_the_count_of_operations():
-    """A product of [3, 4] and [4, 5] takes 2 * 3 * 4 * 5; in a loop of 7, seven times that."""
-    a, b = jnp.ones((3, 4)), jnp.ones((4, 5))
-    assert cache.matrix_flops(lambda a, b: a @ b, a, b) == 120
-    looped = lambda a, b: jax.lax.scan(lambda c, _: (c + (a @ b).sum(), None), 0.0, None, length=7)
-    assert cache.matrix_flops(looped, a, b) == 840
-
-
 def test_a_step_with_five_clips_costs_a_sixth(network):
     """One sixth of all tokens run; they read them all. The head and the text's keys are not divided."""
     method = AnyID(rule="unidirectional")
@@ -92,8 +85,6 @@ def test_a_step_with_five_clips_costs_a_sixth(network):
     x, times = jnp.zeros((2, 2, 4, 6, 3)), jnp.ones((2, 1))
     options = {"layout": layout, "patch": PATCH}
     kept = jax.eval_shape(lambda: cache.keep_references(method, network, given, **options))
-    plain = cache.matrix_flops(lambda x: velocity(method, network, x, times, given, **options), x)
-    fast = cache.matrix_flops(
-        lambda x, kept: cache.velocity(method, network, x, times, given, kept, **options), x, kept
-    )
+    plain = flops.count(lambda x: velocity(method, network, x, times, given, **options), x)
+    fast = flops.count(lambda x, kept: cache.velocity(method, network, x, times, given, kept, **options), x, kept)
     assert 4.5 < plain / fast < 6

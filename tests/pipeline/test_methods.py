@@ -50,6 +50,19 @@ def test_kept_references_give_the_same_video(monkeypatch):
     assert np.abs(Pipeline(tiny_bundle(config))(**request).video.astype(int) - kept).max() <= 2
 
 
+def test_contextanyone_returns_the_reference_as_it_paints_it():
+    transformer = dataclasses.replace(TINY_CONFIG.transformer, image_dim=16, emphasis=True)
+    config = dataclasses.replace(TINY_CONFIG, method="contextanyone", scheme="gap", transformer=transformer)
+    pipeline = Pipeline(tiny_bundle(config))
+    result = pipeline(references=[picture(0)], prompt=PROMPT)
+    assert [again.shape for again in result.reconstructions] == [(1, 32, 48, 3)]
+    assert result.video.shape == (5, 32, 48, 3)
+    # It depends on the reference and not on the video's noise.
+    np.testing.assert_array_equal(
+        pipeline(references=[picture(0)], prompt=PROMPT, seed=1).reconstructions[0], result.reconstructions[0]
+    )
+
+
 def test_references_that_anyid_cannot_take(anyid, tmp_path):
     with pytest.raises(InputError, match="fewer than 5 frames at 8 a second"):
         anyid(references=[clip(tmp_path / "b.mp4", 3)], prompt=PROMPT)

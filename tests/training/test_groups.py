@@ -65,3 +65,17 @@ def test_a_transformer_with_other_channels_than_the_method_needs(experiment, tmp
     changed = dataclasses.replace(experiment, scheme="channel-concat")
     with pytest.raises(UsageError, match=r"in_channels is 4; kaleido with latents of 4 channels and 3 .* needs 16"):
         prepare(changed, tmp_path)
+
+
+def test_contextanyone_learns(experiment, prepared, tmp_path):
+    """From the caches that `prepared` wrote: video and reconstruction, one reference a sample."""
+    transformer = dataclasses.replace(experiment.transformer, image_dim=16, emphasis=True)
+    data = dataclasses.replace(experiment.data, references=1)
+    changed = dataclasses.replace(experiment, method="contextanyone", transformer=transformer, data=data)
+    run = prepare(changed, tmp_path)
+    batch = run.source("train").batch(0)
+    state, losses = jax.tree.map(jnp.copy, run.initial), []
+    for _ in range(25):
+        state, values = run.programs.train(state, batch, jnp.zeros((), jnp.float32))
+        losses.append(float(values["loss"]))
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:3])

@@ -11,6 +11,8 @@ class WanConfig:
     in_channels, out_channels: latent channels read and predicted. patch: latent (frames, rows, columns) of one token.
     text_dim: width of the text encoder's output. freq_dim: width of the sinusoidal embedding of time.
     eps: of every norm in the blocks and the head. image_dim: width of CLIP's image tokens; None for no image branch.
+    emphasis: whether every block has ContextAnyone's Emphasize-Attention. Such a network is tuned from one without it,
+      so what this attention and the image branch add starts at zero.
     dtype: of the activations; norms, modulation and time embedding are float32 whatever it is.
     """
 
@@ -25,6 +27,7 @@ class WanConfig:
     freq_dim: int = 256
     eps: float = 1e-6
     image_dim: int | None = None
+    emphasis: bool = False
     dtype: str = "float32"
 
     def __post_init__(self):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -11,8 +12,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from kaleido_jax import masks
 from kaleido_jax.attention import attention
 from kaleido_jax.layout import TokenLayout
+from kaleido_jax.masks import TokenMask
 from kaleido_jax.models.hook import Attend, default_attend
 from kaleido_jax.models.layers import (
     KEEP_PRODUCTS,
@@ -40,11 +43,11 @@ _exact_gelu = functools.partial(jax.nn.gelu, approximate=False)
 class SelfAttention(nnx.Module):
     """Queries and keys are normalised over the full width, before the split into heads."""
 
-    def __init__(self, config: WanConfig, rngs: nnx.Rngs):
+    def __init__(self, config: WanConfig, rngs: nnx.Rngs, *, out_init: Any = None):
         self.query = Linear(config.dim, config.dim, rngs)
         self.key = Linear(config.dim, config.dim, rngs)
         self.value = Linear(config.dim, config.dim, rngs)
-        self.out = Linear(config.dim, config.dim, rngs)
+        self.out = Linear(config.dim, config.dim, rngs, init=out_init)
         self.query_norm = RMSNorm(config.dim, eps=config.eps)
         self.key_norm = RMSNorm(config.dim, eps=config.eps)
         self.heads = config.heads
@@ -67,7 +70,8 @@ class CrossAttention(SelfAttention):
         super().__init__(config, rngs)
         image = config.image_dim is not None
         self.image_key = Linear(config.dim, config.dim, rngs) if image else None
-        self.image_value = Linear(config.dim, config.dim, rngs) if image else None
+        value_init = nnx.initializers.zeros if config.emphasis else None
+        self.image_value = Linear(config.dim, config.dim, rngs, init=value_init) if image else None
         self.image_key_norm = RMSNorm(config.dim, eps=config.eps) if image else None
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -93,6 +97,9 @@ class Block(nnx.Module):
         modulation = nnx.initializers.normal(config.dim**-0.5)
         self.modulation = nnx.Param(modulation(rngs.params(), (6, config.dim), jnp.float32))
         self.self_attention = SelfAttention(config, rngs)
+        zeros = nnx.initializers.zeros
+        self.emphasis_norm = LayerNorm(config.dim, eps=config.eps) if config.emphasis else None
+        self.emphasis_attention = SelfAttention(config, rngs, out_init=zeros) if config.emphasis else None
         self.cross_norm = LayerNorm(config.dim, eps=config.eps)
         self.cross_attention = CrossAttention(config, rngs)
         self.mlp = MLP(config.dim, config.ffn_dim, config.dim, rngs, activation=_gelu)
@@ -107,6 +114,7 @@ class Block(nnx.Module):
         table: TokenTable,
         rope: Float[Array, "_ n half"],
         *,
+        emphasis: TokenMask | None,
         sizes: tuple[int, ...],
         attend: Attend,
         state: Any,
@@ -115,6 +123,10 @@ class Block(nnx.Module):
         rows = time + self.modulation[...].astype(jnp.float32)[None, None]
         y, state = self.self_attention(modulate(x, rows[:, :, 0:2], sizes, self.eps), table, rope, attend, state)
         x = gated(x, y, rows[:, :, 2], sizes)
+        if self.emphasis_attention is not None and self.emphasis_norm is not None:
+            # The paper does not say where it stands: here it reinforces what self-attention has just read.
+            own = dataclasses.replace(table, self_mask=emphasis)
+            x = x + self.emphasis_attention(self.emphasis_norm(x), own, rope, attend, None)[0]
         x = x + self.cross_attention(self.cross_norm(x), text, image, table)
         return gated(x, self.mlp(modulate(x, rows[:, :, 3:5], sizes, self.eps)), rows[:, :, 5], sizes), state
 
@@ -209,9 +221,12 @@ class WanTransformer(nnx.Module):
         time = self.time_embedding(frequencies)
         rows = self.time_projection(jax.nn.silu(time)).reshape(*time.shape[:2], 6, config.dim)
         rope = rotary_angles(table.positions, config.head_dim)
+        emphasis = masks.visibility(layout, masks.emphasis) if config.emphasis else None
+        if emphasis is not None and table.self_mask is not None:
+            emphasis = emphasis & table.self_mask
 
         def block(block: Block, x: Array, state: Any) -> tuple[Array, Any]:
-            return block(x, rows, text, image, table, rope, sizes=sizes, attend=attend, state=state)
+            return block(x, rows, text, image, table, rope, emphasis=emphasis, sizes=sizes, attend=attend, state=state)
 
         x, new_state = scan(self.blocks, block, x, state, remat=remat)
 
