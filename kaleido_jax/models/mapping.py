@@ -259,6 +259,15 @@ def told(document: Mapping[str, Any] | None, key: str, otherwise: int | None) ->
     return value
 
 
+def told_number(document: Mapping[str, Any] | None, key: str, otherwise: float) -> float:
+    """As `told`, of a number other than 0 that need be neither whole nor positive."""
+    value = (document or {}).get(key)
+    value = otherwise if value is None else value
+    if type(value) not in (int, float) or not value or value != value:
+        raise InputError(f"{key} of the config.json is {value!r}; expected a number other than 0")
+    return float(value)
+
+
 def flatten(module: nnx.Module) -> dict[str, Any]:
     """The parameters of a module by dotted name."""
     leaves = nnx.to_flat_state(nnx.state(module, nnx.Param))

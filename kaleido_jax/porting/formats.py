@@ -11,7 +11,10 @@ from typing import Any
 
 from kaleido_jax.config import from_json, to_json
 from kaleido_jax.errors import InputError
+from kaleido_jax.models.flux.config import FluxConfig
+from kaleido_jax.models.image_vae.config import ImageVAEConfig
 from kaleido_jax.models.mapping import Entry, Shape, Table
+from kaleido_jax.models.text.clip.config import CLIPTextConfig
 from kaleido_jax.models.text.umt5.config import UMT5Config
 from kaleido_jax.models.vae.config import VAEConfig
 from kaleido_jax.models.wan.config import WanConfig
@@ -50,8 +53,13 @@ class Format:
         return document if kind in self.documents else None
 
     def config_from(self, shapes: Mapping[str, Shape], document: Mapping[str, Any] | None) -> Any:
-        """The sizes of a checkpoint. Raises InputError naming what cannot be told."""
-        return self.module.config_from(shapes, self.layout, self.own(document))
+        """The sizes of a checkpoint. Raises InputError naming what cannot be told, or what is no size of the family."""
+        try:
+            return self.module.config_from(shapes, self.layout, self.own(document))
+        except InputError:
+            raise
+        except ValueError as error:
+            raise InputError(f"these are not the sizes of {self.family} weights: {error}") from error
 
     def config_document(self, config: Any) -> dict[str, Any]:
         """The config.json to write beside the weights; empty where releases have none."""
@@ -127,7 +135,25 @@ _UMT5: dict[str, Any] = {
     "family": "umt5",
     "params": "kaleido_jax.models.text.umt5.params",
     "config": UMT5Config,
-    "sizes": {"umt5-xxl": UMT5Config.xxl},
+    "sizes": {"umt5-xxl": UMT5Config.xxl, "t5-v1_1-xxl": UMT5Config.t5_xxl},
+}
+_FLUX: dict[str, Any] = {
+    "family": "flux",
+    "params": "kaleido_jax.models.flux.params",
+    "config": FluxConfig,
+    "sizes": {"FLUX.1-dev": FluxConfig.dev, "FLUX.1-schnell": FluxConfig.schnell},
+}
+_IMAGE_VAE: dict[str, Any] = {
+    "family": "image-vae",
+    "params": "kaleido_jax.models.image_vae.params",
+    "config": ImageVAEConfig,
+    "sizes": {"FLUX.1": ImageVAEConfig.flux},
+}
+_CLIP_TEXT: dict[str, Any] = {
+    "family": "clip-text",
+    "params": "kaleido_jax.models.text.clip.params",
+    "config": CLIPTextConfig,
+    "sizes": {"clip-vit-large-patch14": CLIPTextConfig.large},
 }
 
 FORMATS: tuple[Format, ...] = (
@@ -192,10 +218,72 @@ FORMATS: tuple[Format, ...] = (
         markers=("token_embedding", "blocks.feed_forward.gate.kernel", "final_norm.scale"),
         weights="text",
     ),
+    Format(
+        **_FLUX,
+        layout="original",
+        markers=("img_in.weight", "double_blocks.0.img_attn.qkv.weight", "single_blocks.0.linear1.weight"),
+        weights="flux1",
+    ),
+    Format(
+        **_FLUX,
+        layout="diffusers",
+        markers=("x_embedder.weight", "context_embedder.weight", "single_transformer_blocks.0.proj_mlp.weight"),
+        weights="diffusion_pytorch_model",
+        documents=("FluxTransformer2DModel",),
+    ),
+    OurFormat(
+        **_FLUX,
+        layout=OURS,
+        markers=("patch_embedding.kernel", "double_blocks.visual.qkv.query.kernel", "single_blocks.mlp.kernel"),
+        weights="transformer",
+    ),
+    Format(
+        **_IMAGE_VAE,
+        layout="original",
+        markers=("encoder.mid.attn_1.q.weight", "decoder.mid.attn_1.q.weight", "decoder.norm_out.weight"),
+        weights="ae",
+    ),
+    Format(
+        **_IMAGE_VAE,
+        layout="diffusers",
+        markers=("encoder.mid_block.attentions.0.to_q.weight", "decoder.conv_norm_out.weight"),
+        weights="diffusion_pytorch_model",
+        documents=("AutoencoderKL",),
+    ),
+    OurFormat(
+        **_IMAGE_VAE,
+        layout=OURS,
+        markers=("encoder.middle.attention.query.kernel", "decoder.middle.attention.query.kernel"),
+        weights="vae",
+    ),
+    Format(
+        **_CLIP_TEXT,
+        layout="huggingface",
+        markers=("text_model.embeddings.token_embedding.weight", "text_model.final_layer_norm.weight"),
+        weights="model",
+        documents=("clip_text_model",),
+    ),
+    Format(
+        **_CLIP_TEXT,
+        layout="transformers-5",
+        markers=("embeddings.token_embedding.weight", "encoder.layers.0.mlp.fc1.weight", "final_layer_norm.weight"),
+        weights="model",
+        documents=("clip_text_model",),
+    ),
+    OurFormat(
+        **_CLIP_TEXT,
+        layout=OURS,
+        markers=("token_embedding", "position_embedding", "blocks.attention.query.bias", "final_norm.bias"),
+        weights="clip",
+    ),
 )
 
 # What `--to` calls the layout of a family, where that differs from the layout's own name.
-_CALLED = {("umt5", "diffusers"): "huggingface", ("umt5", "original"): "wan"}
+_CALLED = {
+    ("umt5", "diffusers"): "huggingface",
+    ("umt5", "original"): "wan",
+    ("clip-text", "diffusers"): "huggingface",
+}
 
 
 def layouts(family: str) -> dict[str, Format]:

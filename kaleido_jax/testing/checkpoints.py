@@ -9,7 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
+from kaleido_jax.models.flux.config import FluxConfig
+from kaleido_jax.models.image_vae.config import ImageVAEConfig
 from kaleido_jax.models.mapping import torch_shapes
+from kaleido_jax.models.text.clip.config import CLIPTextConfig
 from kaleido_jax.models.text.umt5.config import UMT5Config
 from kaleido_jax.models.vae.config import VAEConfig
 from kaleido_jax.models.wan.config import WanConfig
@@ -22,6 +25,20 @@ SMALL = {
     ),
     "wan-vae": dataclasses.replace(VAEConfig.wan2_2(), base_dim=8, decoder_base_dim=16, num_res_blocks=1),
     "umt5": UMT5Config(vocab_size=31, dim=12, heads=2, head_dim=10, ffn_dim=14, layers=3, buckets=8),
+    "flux": FluxConfig(
+        dim=128,
+        ffn_dim=52,
+        heads=1,
+        double_layers=2,
+        single_layers=1,
+        guidance=True,
+        channels=5,
+        text_dim=9,
+        pooled_dim=7,
+        freq_dim=32,
+    ),
+    "image-vae": dataclasses.replace(ImageVAEConfig.flux(), z_dim=3, channels=(32, 32, 64), num_res_blocks=1),
+    "clip-text": CLIPTextConfig(vocab_size=21, positions=9, dim=128, ffn_dim=20, heads=2, layers=3, end_id=20),
 }
 ROWS = {f"{row.family}, {row.layout}": row for row in FORMATS}
 

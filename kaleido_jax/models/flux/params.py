@@ -85,7 +85,9 @@ def config_from(shapes: Mapping[str, Shape], layout: Layout, document: Mapping[s
     norm = pick("double_blocks.0.img_attn.norm.query_norm.scale", "transformer_blocks.0.attn.norm_q.weight")
     dim, head_dim = size("img_in", "x_embedder", 0), size_of(shapes, norm, 0)
     released = FluxConfig.dev()
-    axes = tuple((document or {}).get("axes_dims_rope", released.axes))
+    axes = (document or {}).get("axes_dims_rope", released.axes)
+    if not isinstance(axes, list | tuple) or len(axes) != 3 or any(type(width) is not int for width in axes):
+        raise InputError(f"axes_dims_rope of the config.json is {axes!r}; expected three whole numbers")
     if sum(axes) != head_dim:
         raise InputError(
             f"the heads of these FLUX weights are {head_dim} wide, and the axes {axes} add up to {sum(axes)}; "
@@ -106,7 +108,7 @@ def config_from(shapes: Mapping[str, Shape], layout: Layout, document: Mapping[s
         channels=size("img_in", "x_embedder", 1) // math.prod(released.patch),
         text_dim=size("txt_in", "context_embedder", 1),
         pooled_dim=size("vector_in.in_layer", f"{embedder}.text_embedder.linear_1", 1),
-        axes=axes,
+        axes=tuple(axes),
         freq_dim=size("time_in.in_layer", f"{embedder}.timestep_embedder.linear_1", 1),
     )
 

@@ -14,7 +14,18 @@ from flax import nnx
 from kaleido_jax.models import mapping as tables
 from kaleido_jax.models.image_vae.config import ImageVAEConfig
 from kaleido_jax.models.image_vae.modeling import ImageVAE
-from kaleido_jax.models.mapping import MATRIX, SAME, Entry, Kind, Shape, Transform, layers_of, size_of
+from kaleido_jax.models.mapping import (
+    MATRIX,
+    SAME,
+    Entry,
+    Kind,
+    Shape,
+    Transform,
+    layers_of,
+    size_of,
+    told,
+    told_number,
+)
 
 Layout = Literal["original", "diffusers"]
 
@@ -117,16 +128,16 @@ def config_from(
     Raises:
       InputError: a tensor that tells a size is missing.
     """
-    document, flux = document or {}, ImageVAEConfig.flux()
+    flux = ImageVAEConfig.flux()
     stage, block = ("down", "block") if layout == "original" else ("down_blocks", "resnets")
     last = f"encoder.{stage}.{{}}.{block}.0.conv2.weight"
     return ImageVAEConfig(
         z_dim=size_of(shapes, "decoder.conv_in.weight", 1),
         channels=tuple(size_of(shapes, last.format(index), 0) for index in range(layers_of(shapes, last))),
         num_res_blocks=layers_of(shapes, f"encoder.{stage}.0.{block}.{{}}.conv2.weight"),
-        shift=document.get("shift_factor", flux.shift),
-        scale=document.get("scaling_factor", flux.scale),
-        groups=document.get("norm_num_groups", flux.groups),
+        shift=told_number(document, "shift_factor", flux.shift),
+        scale=told_number(document, "scaling_factor", flux.scale),
+        groups=told(document, "norm_num_groups", flux.groups),
     )
 
 

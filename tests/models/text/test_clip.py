@@ -57,6 +57,9 @@ def test_names_and_shapes_at_full_size():
     assert clip_params.torch_shapes(config) == theirs
     assert sum(int(np.prod(shape)) for shape in theirs.values()) == 123_060_480
     assert clip_params.config_from(theirs) == config
+    shorter = {name.removeprefix("text_model."): shape for name, shape in theirs.items()}
+    assert clip_params.torch_shapes(config, "transformers-5") == shorter
+    assert clip_params.config_from(shorter, "transformers-5") == config
     assert clip_params.config_from(theirs, document={"eos_token_id": 2, "hidden_act": "quick_gelu"}) == config
 
 

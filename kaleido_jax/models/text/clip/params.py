@@ -1,4 +1,8 @@
-"""Names and shapes of the weights of CLIP's text tower in the "huggingface" layout (CLIPTextModel), as data."""
+"""Names and shapes of the weights of CLIP's text tower as transformers' CLIPTextModel has them, as data.
+
+Two layouts: "huggingface", that of the released files, and "transformers-5", what version 5 of transformers writes (it
+reads both): the same names without their first part.
+"""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -9,22 +13,23 @@ from flax import nnx
 
 from kaleido_jax.errors import InputError
 from kaleido_jax.models import mapping as tables
-from kaleido_jax.models.mapping import MATRIX, SAME, Entry, Kind, Shape, layers_of, size_of
+from kaleido_jax.models.mapping import MATRIX, SAME, Entry, Kind, Shape, layers_of, size_of, told, told_number
 from kaleido_jax.models.text.clip.config import CLIPTextConfig
 from kaleido_jax.models.text.clip.modeling import CLIPTextEncoder
 
-Layout = Literal["huggingface"]
+Layout = Literal["huggingface", "transformers-5"]
+_PREFIXES = {"huggingface": "text_model.", "transformers-5": ""}
 
 _KINDS: dict[str, Kind] = {
     "linear": ((".kernel", ".weight", MATRIX), (".bias", ".bias", SAME)),
     "norm": ((".scale", ".weight", SAME), (".bias", ".bias", SAME)),
     "table": (("", ".weight", SAME),),
 }
-_LAYER = "text_model.encoder.layers.{}."
-# (our module, its name there with {} for the layer, kind)
+_LAYER = "encoder.layers.{}."
+# (our module, its name there after the prefix with {} for the layer, kind)
 _MODULES: tuple[tuple[str, str, str], ...] = (
-    ("token_embedding", "text_model.embeddings.token_embedding", "table"),
-    ("position_embedding", "text_model.embeddings.position_embedding", "table"),
+    ("token_embedding", "embeddings.token_embedding", "table"),
+    ("position_embedding", "embeddings.position_embedding", "table"),
     ("blocks.norm1", _LAYER + "layer_norm1", "norm"),
     ("blocks.attention.query", _LAYER + "self_attn.q_proj", "linear"),
     ("blocks.attention.key", _LAYER + "self_attn.k_proj", "linear"),
@@ -33,7 +38,7 @@ _MODULES: tuple[tuple[str, str, str], ...] = (
     ("blocks.norm2", _LAYER + "layer_norm2", "norm"),
     ("blocks.mlp.first", _LAYER + "mlp.fc1", "linear"),
     ("blocks.mlp.second", _LAYER + "mlp.fc2", "linear"),
-    ("final_norm", "text_model.final_layer_norm", "norm"),
+    ("final_norm", "final_layer_norm", "norm"),
 )
 # Files of older versions of transformers hold the numbers 0 ... 76 as well.
 IGNORED = {"huggingface": (r"text_model\.embeddings\.position_ids",)}
@@ -41,7 +46,8 @@ IGNORED = {"huggingface": (r"text_model\.embeddings\.position_ids",)}
 
 def mapping(config: CLIPTextConfig, layout: Layout = "huggingface") -> dict[str, Entry]:
     """For every parameter of ours, by dotted name, its place in a checkpoint of this layout."""
-    return {"huggingface": tables.table_of(_MODULES, _KINDS, config.layers)}[layout]
+    prefix = _PREFIXES[layout]
+    return tables.table_of(((ours, prefix + theirs, kind) for ours, theirs, kind in _MODULES), _KINDS, config.layers)
 
 
 def abstract_parameters(config: CLIPTextConfig) -> dict[str, jax.ShapeDtypeStruct]:
@@ -84,21 +90,21 @@ def config_from(
     Raises:
       InputError: a tensor that tells a size is missing, or the document names another activation.
     """
-    document = document or {}
-    activation = document.get("hidden_act", "quick_gelu")
+    activation = (document or {}).get("hidden_act", "quick_gelu")
     if activation != "quick_gelu":
         raise InputError(f"config.json says hidden_act {activation!r}; the text tower of CLIP here has quick_gelu.")
-    vocab_size, dim = (size_of(shapes, "text_model.embeddings.token_embedding.weight", axis) for axis in (0, 1))
-    end_id = document.get("eos_token_id", 2)
+    prefix = _PREFIXES[layout]
+    vocab_size, dim = (size_of(shapes, f"{prefix}embeddings.token_embedding.weight", axis) for axis in (0, 1))
+    end_id = told(document, "eos_token_id", 2)
     return CLIPTextConfig(
         vocab_size=vocab_size,
-        positions=size_of(shapes, "text_model.embeddings.position_embedding.weight", 0),
+        positions=size_of(shapes, f"{prefix}embeddings.position_embedding.weight", 0),
         dim=dim,
-        ffn_dim=size_of(shapes, _LAYER.format(0) + "mlp.fc1.weight", 0),
-        heads=document.get("num_attention_heads", dim // 64),
-        layers=layers_of(shapes, _LAYER + "mlp.fc1.weight"),
+        ffn_dim=size_of(shapes, prefix + _LAYER.format(0) + "mlp.fc1.weight", 0),
+        heads=told(document, "num_attention_heads", dim // 64),
+        layers=layers_of(shapes, prefix + _LAYER + "mlp.fc1.weight"),
         end_id=vocab_size - 1 if end_id == 2 else end_id,
-        eps=document.get("layer_norm_eps", 1e-5),
+        eps=told_number(document, "layer_norm_eps", 1e-5),
     )
 
 
