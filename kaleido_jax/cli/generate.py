@@ -16,6 +16,7 @@ from kaleido_jax.errors import ExitCode, InputError, KaleidoError, UsageError, p
 if TYPE_CHECKING:
     from kaleido_jax.bundle import BundleConfig
     from kaleido_jax.cli.jobs import Job
+    from kaleido_jax.pipeline.loras import LoraFile
     from kaleido_jax.pipeline.references import Reference
 
 
@@ -70,6 +71,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", default="miniature", metavar="NAME", help="the shipped miniature (default), or a model folder"
     )
+    parser.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE[:X]",
+        help="a LoRA of the transformer, added X times (default: 1) to its weights; repeat it for several",
+    )
     parser.add_argument("--overwrite", action="store_true", help="make it again and replace what is there")
 
 
@@ -83,9 +91,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     from kaleido_jax.pipeline import models
+    from kaleido_jax.pipeline.loras import LoraFile
 
     jobs = list(_jobs(args))
     folder = models.find(args.model)
+    loras = [LoraFile.of(given) for given in args.lora]
     _note(f"starting jax for {len(jobs)} videos" if len(jobs) > 1 else "starting jax")
     from kaleido_jax.bundle import load_config
     from kaleido_jax.pipeline.outputs import Outputs
@@ -93,7 +103,8 @@ def _run(args: argparse.Namespace) -> int:
     config = load_config(folder)
     models.check_method(args.method, config)
     jobs = [_named(job, lambda job=job: _prepared(job, config)) for job in jobs]
-    waiting = [job for job in jobs if _named(job, lambda job=job: _is_wanted(job, config, folder, args.overwrite))]
+    wanted = lambda job: _is_wanted(job, config, folder, loras, args.overwrite)
+    waiting = [job for job in jobs if _named(job, lambda job=job: wanted(job))]
     if not waiting:
         return ExitCode.DONE
     for job in waiting:  # last, because it may make folders
@@ -103,7 +114,7 @@ def _run(args: argparse.Namespace) -> int:
     from kaleido_jax.pipeline.pipeline import Pipeline
 
     _note(f"loading the model {config.name}")
-    pipeline = Pipeline.load(folder)
+    pipeline = Pipeline.load(folder, loras=loras)
     for number, job in enumerate(waiting, 1):
         began = time.monotonic()
         if len(waiting) > 1:
@@ -150,7 +161,7 @@ def _prepared(job: "Job", config: "BundleConfig") -> "Job":
     return dataclasses.replace(job, settings=job.settings.resolved(config))
 
 
-def _is_wanted(job: "Job", config: "BundleConfig", folder: Path, overwrite: bool) -> bool:
+def _is_wanted(job: "Job", config: "BundleConfig", folder: Path, loras: "list[LoraFile]", overwrite: bool) -> bool:
     """Whether the job has still to be done; raises for whatever would make it fail later."""
     from kaleido_jax.pipeline.outputs import Found, Outputs
     from kaleido_jax.pipeline.record import request_of
@@ -158,7 +169,7 @@ def _is_wanted(job: "Job", config: "BundleConfig", folder: Path, overwrite: bool
     outputs = Outputs.of(job.out)
     outputs.refuse_inputs(file for files in job.references for file in files)
     references = _references(job, config)
-    found, what = outputs.found(request_of(job.prompt, references, job.settings, config, folder))
+    found, what = outputs.found(request_of(job.prompt, references, job.settings, config, folder, loras))
     if not overwrite:
         if found is Found.FINISHED:
             _note(f"{printable(str(job.out))} is finished already; --overwrite makes it again")

@@ -115,14 +115,13 @@ class Outputs:
             write_mp4(video, generation.video, rate)
             Image.fromarray(sheet).save(picture)
             hashes = {self.video.name: file_sha256(video), self.sheet.name: file_sha256(picture)}
-            document = record_of(_request(generation), references, settings, model, hashes)
+            document = record_of(_request(generation), references, settings, model, hashes, generation.loras)
             record.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _request(generation: "Generation") -> dict[str, Any]:
-    return request_of(
-        generation.prompt, generation.references, generation.settings, generation.config, generation.folder
-    )
+    g = generation
+    return request_of(g.prompt, g.references, g.settings, g.config, g.folder, g.loras)
 
 
 def _caption(generation: "Generation") -> str:

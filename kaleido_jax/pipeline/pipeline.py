@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from kaleido_jax.bundle import Bundle, BundleConfig, load_bundle, parameters
+from kaleido_jax.bundle import Bundle, BundleConfig, load_bundle, load_config, parameters
 from kaleido_jax.diffusion import samplers
 from kaleido_jax.layout import Grid, TokenLayout
 from kaleido_jax.media.references import to_model_range
@@ -24,6 +24,7 @@ from kaleido_jax.methods.differential import primary_first
 from kaleido_jax.methods.method import EMPTY_BYTE, Condition
 from kaleido_jax.pipeline import models
 from kaleido_jax.pipeline.compile_cache import use_compile_cache
+from kaleido_jax.pipeline.loras import LoraFile
 from kaleido_jax.pipeline.programs import (
     decode_latents,
     encode_pixels,
@@ -34,6 +35,7 @@ from kaleido_jax.pipeline.programs import (
 )
 from kaleido_jax.pipeline.references import Picture, Reference, read_references
 from kaleido_jax.pipeline.request import Settings, check_prompt, check_reference_count
+from kaleido_jax.porting import lora
 from kaleido_jax.typing import Array, Float, Params, UInt8
 
 # progress(what, done, total): called before a stage begins (done = 0) and after each of its parts.
@@ -54,6 +56,7 @@ class Generation:
     settings: Settings
     config: BundleConfig
     folder: Path | None
+    loras: tuple[LoraFile, ...] = ()
     reconstructions: tuple[UInt8[np.ndarray, "_ h w 3"], ...] = ()
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> dict[str, Path]:
@@ -85,23 +88,38 @@ class Pipeline:
         modules = {"transformer": bundle.transformer, "vae": bundle.vae, "text": bundle.text}
         self._graphs = {name: nnx.split(module)[0] for name, module in modules.items()}
         self._weights = {name: parameters(module) for name, module in modules.items()}
+        self._loras: tuple[LoraFile, ...] = ()
         self._compiled: dict[Hashable, Any] = {}
 
     @classmethod
-    def load(cls, model: str | Path = models.DEFAULT, *, compile_cache: bool = True) -> "Pipeline":
+    def load(
+        cls,
+        model: str | Path = models.DEFAULT,
+        *,
+        loras: Sequence[str | Path | LoraFile] = (),
+        compile_cache: bool = True,
+    ) -> "Pipeline":
         """A model by name or by the path of its folder.
 
         Args:
           model: "miniature", which comes with the package, or a folder that `kaleido train --export` wrote.
+          loras: LoRA files of the transformer, which are added to its weights: "FILE", "FILE:STRENGTH" or a `LoraFile`.
           compile_cache: keep compiled programs in the user's cache folder (JAX_COMPILATION_CACHE_DIR names another).
 
         Raises:
-          UsageError: there is no such model (says the nearest name). InputError: its files are not whole.
+          UsageError: there is no such model (says the nearest name) or LoRA. InputError: its files are not whole, or a
+            LoRA holds anything that cannot be added.
         """
         folder = models.find(model)
         if compile_cache:
             use_compile_cache()
-        return cls(load_bundle(folder), folder)
+        files = tuple(LoraFile.of(given) for given in loras)
+        sizes = load_config(folder).transformer
+        changes = [(lora.read(file.path, sizes), file.strength) for file in files]
+        pipeline = cls(load_bundle(folder), folder)
+        pipeline._loras = files
+        pipeline._weights["transformer"] = lora.merge(pipeline._weights["transformer"], changes, donate=True)
+        return pipeline
 
     def __call__(
         self,
@@ -213,6 +231,7 @@ class Pipeline:
             settings=settings,
             config=self.config,
             folder=self.folder,
+            loras=self._loras,
             reconstructions=tuple(np.asarray(pixels)[0] for pixels in painted),
         )
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import platform
 import shlex
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from kaleido_jax.errors import InputError
 
 if TYPE_CHECKING:
     from kaleido_jax.bundle import BundleConfig
+    from kaleido_jax.pipeline.loras import LoraFile
     from kaleido_jax.pipeline.references import Reference
     from kaleido_jax.pipeline.request import Settings
 
@@ -46,6 +48,7 @@ def request_of(
     settings: "Settings",
     config: "BundleConfig",
     folder: Path | None,
+    loras: "Sequence[LoraFile]" = (),
 ) -> dict[str, Any]:
     """What determines the pixels: equal requests on equal hardware and versions give equal videos."""
     return {
@@ -53,6 +56,7 @@ def request_of(
         "references": [{"subject": r.subject, "frames": len(r.pixels), "sha256": r.sha256} for r in references],
         "settings": to_json(settings),
         "model": {"config": json.loads(json.dumps(to_json(config))), "weights": weights_of(folder) if folder else None},
+        "loras": [file.request() for file in loras],
         "version": _version("kaleido_jax"),
     }
 
@@ -63,6 +67,7 @@ def record_of(
     settings: "Settings",
     model: str,
     outputs: dict[str, str],
+    loras: "Sequence[LoraFile]" = (),
 ) -> dict[str, Any]:
     """The whole record: the request, what it was made on and with, the files' hashes, and the command to repeat it."""
     import jax
@@ -72,7 +77,7 @@ def record_of(
         "format": FORMAT,
         "request": request,
         "files": [reference.name for reference in references],
-        "command": _command(request["prompt"], references, settings, model),
+        "command": _command(request["prompt"], references, settings, model, loras),
         "made_with": {"python": platform.python_version()} | {name: _version(name) for name in _LIBRARIES},
         "made_on": {
             "platform": f"{platform.system()} {platform.machine()}",
@@ -100,7 +105,13 @@ def differences(record: dict[str, Any], request: dict[str, Any]) -> list[str]:
     return [name for name, value in request.items() if recorded.get(name) != value]
 
 
-def _command(prompt: str, references: "tuple[Reference, ...]", settings: "Settings", model: str) -> str | None:
+def _command(
+    prompt: str,
+    references: "tuple[Reference, ...]",
+    settings: "Settings",
+    model: str,
+    loras: "Sequence[LoraFile]",
+) -> str | None:
     """The command line that asks for this video again, or None if a reference came from memory."""
     if not all(reference.name for reference in references):
         return None
@@ -111,6 +122,8 @@ def _command(prompt: str, references: "tuple[Reference, ...]", settings: "Settin
     for names in subjects.values():
         words += ["--reference", ",".join(names)]
     words += ["--prompt", prompt, "--model", model, "--size", f"{settings.width}x{settings.height}"]
+    for file in loras:
+        words += ["--lora", f"{file.path}:{file.strength}"]
     for name in ("frames", "seed", "steps", "guidance", "shift", "sampler"):
         words += [f"--{name}", str(getattr(settings, name))]
     return shlex.join(words)

@@ -78,15 +78,12 @@ def read(source: str | os.PathLike[str], config: Any) -> Lora:
     Raises:
       InputError: listing everything that is wrong with the file; UsageError: there is no such file.
     """
-    path = Path(source)
-    weights = open_weights(path)
+    weights = open_weights(source)
     try:
-        beside = (path if path.is_dir() else path.parent) / "adapter_config.json"
-        of_peft = path.is_dir() or path.name.startswith("adapter_model.")
-        document = read_json(beside, 1 << 20) if of_peft and beside.is_file() else None
+        document = next((read_json(file, 1 << 20) for file in _configuration(Path(source))), None)
         tables = {row.layout: row.table(config) for row in _layouts(config)}
         ours = _layouts(config)[0].shapes(config)
-        shapes = {layout: torch_shapes(table, ours) for layout, table in tables.items()}
+        shapes = {layout: _shapes(table, ours) for layout, table in tables.items()}
         parsed, problems = parse(weights, shapes, document)
         if problems:
             raise refused(weights.path, problems)
@@ -106,6 +103,19 @@ def read(source: str | os.PathLike[str], config: Any) -> Lora:
     return Lora(config, factors, differences)
 
 
+def files(source: str | os.PathLike[str]) -> tuple[Path, ...]:
+    """The files that `read` reads. Raises as `read` does if there is not one file of weights."""
+    weights = open_weights(source)
+    weights.close()
+    return weights.path, *_configuration(Path(source))
+
+
+def _configuration(path: Path) -> tuple[Path, ...]:
+    """PEFT's configuration beside weights of that name, if it is there."""
+    beside = (path if path.is_dir() else path.parent) / "adapter_config.json"
+    return (beside,) if beside.is_file() and (path.is_dir() or path.name.startswith("adapter_model.")) else ()
+
+
 def write(destination: str | os.PathLike[str], lora: Lora, *, to: str = "diffusers", overwrite: bool = False) -> None:
     """Write a safetensors file that others load.
 
@@ -119,7 +129,7 @@ def write(destination: str | os.PathLike[str], lora: Lora, *, to: str = "diffuse
     style = lookup(STYLES, to, "kind of LoRA file")
     row = lookup({row.layout: row for row in _layouts(lora.config)}, style.layout, "layout")
     table = row.table(lora.config)
-    shapes = torch_shapes(table, row.shapes(lora.config))
+    shapes = _shapes(table, row.shapes(lora.config))
     factors: dict[str, Factors] = {}
     differences: dict[str, np.ndarray] = {}
     for name, there in places(table).items():
@@ -142,24 +152,29 @@ def write(destination: str | os.PathLike[str], lora: Lora, *, to: str = "diffuse
         write_file(temporary, infos, lambda key: [tensors[key]], metadata)
 
 
-def merge(parameters: Mapping[str, AnyArray], loras: Iterable[tuple[Lora, float]]) -> dict[str, AnyArray]:
+def merge(
+    parameters: Mapping[str, AnyArray], loras: Iterable[tuple[Lora, float]], *, donate: bool = False
+) -> dict[str, AnyArray]:
     """The parameters with LoRAs added, each with its strength, in one sum of float32 and one rounding to their dtype.
 
-    Only one parameter at a time is there twice, and parameters that nothing changes are the same arrays as before.
-    Keep the parameters given if they are needed again to the bit; `unmerge` gives them up to rounding.
+    Parameters that nothing changes are the same arrays as before. Keep the parameters given if they are needed again to
+    the bit; `unmerge` gives them up to rounding.
+
+    Args:
+      donate: change jax's arrays in place, where they are; those given cannot be used any more. For weights that do not
+        fit twice.
 
     Raises:
       InputError: a LoRA is of other sizes than the parameters. UsageError: a strength is no number.
     """
-    merged = dict(parameters)
+    merged, add = dict(parameters), _added_in_place if donate else _added
     for name, changes in _by_parameter(parameters, loras).items():
         entry = _reference(changes[0][0].config)[name]
         kernel = jnp.asarray(parameters[name])
         layers = kernel.shape[0] if entry.stacked else 1
         shape = entry.shape(tuple(kernel.shape))
         down, up, difference = _stacked(name, changes, layers, shape)
-        pieces = (down, up, difference) if entry.stacked else jax.tree.map(lambda x: x[0], (down, up, difference))
-        merged[name] = _added(kernel, *pieces, transform=entry.transform, shape=shape, stacked=entry.stacked)
+        merged[name] = add(kernel, down, up, difference, transform=entry.transform, shape=shape, stacked=entry.stacked)
     return merged
 
 
@@ -174,6 +189,11 @@ def _layouts(config: Any) -> list[Format]:
     if not rows:
         raise UsageError(f"there are no LoRAs for {type(config).__name__}")
     return rows
+
+
+def _shapes(table: Table, ours: Mapping[str, Any]) -> dict[str, Shape]:
+    """Name and shape of what of a model a layout has; one with parts that are only ours has more, which stay."""
+    return torch_shapes(table, {name: ours[name] for name in table})
 
 
 @functools.lru_cache(maxsize=8)
@@ -274,21 +294,27 @@ def _stacked(
     return down, up, difference
 
 
-@functools.partial(jax.jit, static_argnames=("transform", "shape", "stacked"))
-def _added(
+def _add(
     kernel: AnyArray, down: Any, up: Any, difference: Any, *, transform: Transform, shape: Shape, stacked: bool
 ) -> AnyArray:
-    """kernel + up @ down + difference; one layer after the other if `stacked`, so that float32 is of one layer only."""
+    """kernel + up @ down + difference, one layer after the other, so that only one of them is there in float32."""
 
-    def layer(arguments: tuple) -> AnyArray:
-        kernel, down, up, difference = arguments
-        total = kernel.astype(jnp.float32)
+    def changed(layer: Any, at: Any) -> Any:
+        total = layer.astype(jnp.float32)
         if down is not None:
-            product = jnp.matmul(up, down, precision=jax.lax.Precision.HIGHEST)
+            product = jnp.matmul(up[at], down[at], precision=jax.lax.Precision.HIGHEST)
             total = total + transform.from_torch(product.reshape(shape))
         if difference is not None:
-            total = total + transform.from_torch(difference)
-        return total.astype(kernel.dtype)
+            total = total + transform.from_torch(difference[at])
+        return total.astype(layer.dtype)
 
-    arguments = (kernel, down, up, difference)
-    return jax.lax.map(layer, arguments) if stacked else layer(arguments)
+    def body(at: Any, kernel: Any) -> Any:
+        layer = jax.lax.dynamic_index_in_dim(kernel, at, keepdims=False)
+        return jax.lax.dynamic_update_index_in_dim(kernel, changed(layer, at), at, 0)
+
+    return jax.lax.fori_loop(0, kernel.shape[0], body, kernel) if stacked else changed(kernel, 0)
+
+
+_STATIC = ("transform", "shape", "stacked")
+_added = jax.jit(_add, static_argnames=_STATIC)
+_added_in_place = jax.jit(_add, static_argnames=_STATIC, donate_argnames=("kernel",))

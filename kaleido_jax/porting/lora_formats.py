@@ -233,7 +233,7 @@ def _factors(
         if down.shape[0] != up.shape[1]:
             problems.append(f"{layer} has factors of rank {down.shape[0]} and {up.shape[1]}, which must be equal")
         if down.shape[1:] != shape[1:]:
-            problems.append(f"{names['down']!r} has shape {down.shape}, expected ({down.shape[0]}, *{shape[1:]})")
+            problems.append(f"{names['down']!r} has shape {down.shape}, expected {(down.shape[0], *shape[1:])}")
         if up.shape[0] != shape[0]:
             problems.append(f"{names['up']!r} has shape {up.shape}, expected ({shape[0]}, {up.shape[1]})")
     if alpha is not None and alpha.size != 1:

@@ -18,6 +18,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from kaleido_jax.errors import InputError, UsageError
 from kaleido_jax.models.wan.params import abstract_parameters, mapping, to_torch
 from kaleido_jax.porting.lora import Lora, merge, read, unmerge, write
+from kaleido_jax.porting.lora_formats import Factors
 from kaleido_jax.testing.tolerance import relative_error
 from kaleido_jax.testing.wan import TINY, pair, random_inputs, run_ours, run_peer
 
@@ -232,6 +233,22 @@ def test_bfloat16_is_rounded_once():
     exact = merge({kernel: ours[kernel].astype(jnp.float32)}, loras)[kernel]
     assert merged.dtype == jnp.bfloat16
     np.testing.assert_array_equal(np.asarray(merged), np.asarray(exact.astype(jnp.bfloat16)))
+
+
+def test_weights_that_do_not_fit_twice_are_changed_in_place():
+    shapes = abstract_parameters(TINY)
+    names = ["blocks.mlp.first.kernel", "patch_embedding.kernel"]
+    ours = {
+        name: jnp.asarray(np.random.default_rng(0).standard_normal(shapes[name].shape), jnp.bfloat16) for name in names
+    }
+    patches = Factors(np.ones((2, 5, 1, 2, 2), np.float32), np.ones((48, 2, 1, 1, 1), np.float32))
+    lora = Lora(TINY, {**random_lora(kernels=names[:1]).factors, ("patch_embedding.kernel", 0): patches})
+    kept = merge(ours, [(lora, 0.7)])
+    places = {name: x.unsafe_buffer_pointer() for name, x in ours.items()}
+    merged = merge(ours, [(lora, 0.7)], donate=True)
+    for name in names:
+        np.testing.assert_array_equal(np.asarray(merged[name]), np.asarray(kept[name]))
+        assert merged[name].unsafe_buffer_pointer() == places[name] and ours[name].is_deleted()
 
 
 def problems_of(tmp_path, tensors, metadata=None) -> str:
