@@ -78,6 +78,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE[:X]",
         help="a LoRA of the transformer, added X times (default: 1) to its weights; repeat it for several",
     )
+    parser.add_argument(
+        "--mesh",
+        metavar="AXIS=N,...",
+        help="on several devices: data (branches of the guidance), fsdp (those, and weights), sequence (tokens), "
+        "tensor (heads), such as data=2,sequence=4; -1 takes all that are left",
+    )
     parser.add_argument("--overwrite", action="store_true", help="make it again and replace what is there")
 
 
@@ -98,7 +104,12 @@ def _run(args: argparse.Namespace) -> int:
     loras = [LoraFile.of(given) for given in args.lora]
     _note(f"starting jax for {len(jobs)} videos" if len(jobs) > 1 else "starting jax")
     from kaleido_jax.bundle import load_config
+    from kaleido_jax.parallel import MeshConfig
     from kaleido_jax.pipeline.outputs import Outputs
+
+    mesh = MeshConfig.parse(args.mesh) if args.mesh else None
+    if mesh is not None:
+        mesh.make()  # raises for devices that it does not divide, before anything is loaded
 
     config = load_config(folder)
     models.check_method(args.method, config)
@@ -115,6 +126,8 @@ def _run(args: argparse.Namespace) -> int:
 
     _note(f"loading the model {config.name}")
     pipeline = Pipeline.load(folder, loras=loras)
+    if mesh is not None:
+        pipeline.spread(mesh)
     for number, job in enumerate(waiting, 1):
         began = time.monotonic()
         if len(waiting) > 1:

@@ -14,14 +14,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from kaleido_jax.bundle import Bundle, BundleConfig, load_bundle, load_config, parameters
 from kaleido_jax.diffusion import samplers
+from kaleido_jax.errors import UsageError
 from kaleido_jax.layout import Grid, TokenLayout
 from kaleido_jax.media.references import to_model_range
 from kaleido_jax.methods import registry
 from kaleido_jax.methods.differential import primary_first
 from kaleido_jax.methods.method import EMPTY_BYTE, Condition
+from kaleido_jax.parallel import MeshConfig, batch_shardings, place, shardings
 from kaleido_jax.pipeline import models
 from kaleido_jax.pipeline.compile_cache import use_compile_cache
 from kaleido_jax.pipeline.loras import LoraFile
@@ -89,6 +92,7 @@ class Pipeline:
         self._graphs = {name: nnx.split(module)[0] for name, module in modules.items()}
         self._weights = {name: parameters(module) for name, module in modules.items()}
         self._loras: tuple[LoraFile, ...] = ()
+        self._mesh, self._ulysses = None, None
         self._compiled: dict[Hashable, Any] = {}
 
     @classmethod
@@ -187,6 +191,7 @@ class Pipeline:
             reference_frames=jnp.asarray([present] * len(texts), jnp.int32),
             subjects=jnp.asarray([subjects] * len(texts), jnp.int32),
         )
+        condition = self._on_mesh(condition)
         scales = jnp.asarray(rule.weights, jnp.float32)
         shape = (
             1,
@@ -196,13 +201,15 @@ class Pipeline:
             self.config.transformer.out_channels,
         )
         state = samplers.start(jax.random.normal(jax.random.key(settings.seed), shape, jnp.float32))
+        if self._mesh is not None:
+            state = jax.device_put(state, NamedSharding(self._mesh, PartitionSpec()))
         table = samplers.SAMPLERS[settings.sampler](settings.steps, settings.shift)
         steps = [samplers.Steps(*(np.float32(column[index]) for column in table)) for index in range(settings.steps)]
         fixed = {"method": self._method, "layout": bucket, "patch": self.config.transformer.patch}
-        function = functools.partial(sampler_step, branches=rule.branches, **fixed)
+        function = functools.partial(sampler_step, branches=rule.branches, ulysses=self._ulysses, **fixed)
         weights = {"transformer": self._weights["transformer"]}
         kept = None
-        if self._method.pinned:
+        if self._method.pinned and self._mesh is None:  # a cache is kept by one device, and saves time, nothing else
             keep = functools.partial(keep_references, **fixed)
             key = ("keep_references", len(texts), bucket)
             kept = self._program("references", key, keep, weights, (condition,), report)(weights, condition)
@@ -234,6 +241,26 @@ class Pipeline:
             loras=self._loras,
             reconstructions=tuple(np.asarray(pixels)[0] for pixels in painted),
         )
+
+    def spread(self, mesh: MeshConfig) -> None:
+        """Lays the transformer and the text encoder over devices; videos are made on all of them from here on.
+
+        Branches of the guidance are divided by data and fsdp, tokens by sequence, weights by fsdp and tensor. The VAE
+        stays on the first device.
+
+        Raises:
+          UsageError: the mesh does not divide the devices or the heads.
+        """
+        made, heads = mesh.make(), self.config.transformer.heads
+        if heads % made.shape["tensor"]:
+            raise UsageError(f"The mesh has tensor={made.shape['tensor']}; it must divide the {heads} heads.")
+        for name in ("transformer", "text"):
+            self._weights[name] = place(self._weights[name], shardings(self._weights[name], made))
+        self._mesh, self._ulysses, self._compiled = made, mesh.ulysses, {}
+
+    def _on_mesh(self, tree: Any) -> Any:
+        """Arrays with a row for each branch, where the mesh wants them."""
+        return tree if self._mesh is None else place(tree, batch_shardings(tree, self._mesh))
 
     @property
     def compiled(self) -> int:
@@ -269,6 +296,8 @@ class Pipeline:
     def _run(
         self, what: str, function: Callable, weights: Mapping[str, Params], arguments: tuple, *, report: Progress
     ) -> Any:
+        if self._mesh is not None and "vae" in weights:
+            arguments = jax.device_get(arguments)
         shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(arguments))
         program = self._program(what, (function.__name__, shapes), function, weights, arguments, report)
         return jax.block_until_ready(program(weights, *arguments))
@@ -280,6 +309,11 @@ class Pipeline:
         if key not in self._compiled:
             report(f"compiling the {what}", 0, 1)
             bound = functools.partial(function, graphs=self._graphs)
-            self._compiled[key] = jax.jit(bound).lower(weights, *arguments).compile()
+            if self._mesh is None or "vae" in weights:
+                self._compiled[key] = jax.jit(bound).lower(weights, *arguments).compile()
+            else:
+                everywhere = NamedSharding(self._mesh, PartitionSpec())
+                with jax.set_mesh(self._mesh):
+                    self._compiled[key] = jax.jit(bound, out_shardings=everywhere).lower(weights, *arguments).compile()
             report(f"compiling the {what}", 1, 1)
         return self._compiled[key]

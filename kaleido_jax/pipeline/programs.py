@@ -1,5 +1,6 @@
 """What is compiled: pure functions of (weights, arrays); the networks' graphs and the bucket are static."""
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from kaleido_jax.diffusion import guidance, samplers
 from kaleido_jax.layout import Grid, TokenLayout
 from kaleido_jax.methods import cache, contextanyone
 from kaleido_jax.methods.method import Condition, Method, velocity
+from kaleido_jax.parallel import divided
 from kaleido_jax.typing import Array, Float, Int, Params, UInt8
 
 Graphs = Mapping[str, nnx.GraphDef]
@@ -65,19 +67,22 @@ def sampler_step(
     method: Method,
     layout: TokenLayout,
     patch: Grid,
+    ulysses: int | None = None,
 ) -> samplers.State:
     """One step of a sampler over latents [1, f, h, w, z], all branches of the guidance in one batch.
 
     condition: one row for each branch. scales: the branches' weights in the sum that is followed. kept: the references'
-    keys and values, where the method lets them be kept.
+    keys and values, where the method lets them be kept. ulysses: of the mesh that is set, if one is.
     """
-    transformer = merge(graphs["transformer"], weights["transformer"])
     rows = scales.shape[0]
     video = jnp.broadcast_to(state.x, (rows, *state.x.shape[1:]))
     times = jnp.broadcast_to(row.time, (rows, method.draws(layout)))
+    build = functools.partial(merge, graphs["transformer"])
     if kept is None:
+        transformer = divided(build, weights["transformer"], ulysses=ulysses)
         answers = velocity(method, transformer, video, times, condition, layout=layout, patch=patch)
     else:
+        transformer = build(weights["transformer"])
         answers = cache.velocity(method, transformer, video, times, condition, kept, layout=layout, patch=patch)
     # The weights are data, so that another guidance scale is no other program.
     rule = guidance.Guidance(tuple(branches), tuple(jnp.unstack(scales)))

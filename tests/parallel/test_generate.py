@@ -1,0 +1,52 @@
+"""Videos made on several devices against the same on one: pixels within 1e-4 of their range, at most one byte apart."""
+
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from kaleido_jax.errors import UsageError
+from kaleido_jax.parallel import MeshConfig
+from kaleido_jax.pipeline.pipeline import Pipeline
+from kaleido_jax.testing.tiny import tiny_bundle
+
+# Two heads on a sequence axis of 4: they are exchanged by pairs, and the pairs form a ring. 12 tokens in a reference.
+REQUEST = {"prompt": "a red cat walks left", "seed": 3, "steps": 2}
+
+
+@pytest.fixture
+def latents(monkeypatch):
+    """What the decoder is given, of each video."""
+    seen = []
+    real = Pipeline._run
+
+    def run(self, what, function, weights, arguments, **options):
+        if what == "decoder":
+            seen.append(np.asarray(arguments[0]))
+        return real(self, what, function, weights, arguments, **options)
+
+    monkeypatch.setattr(Pipeline, "_run", run)
+    return seen
+
+
+def picture():
+    return np.random.default_rng(0).integers(0, 255, (20, 30, 3)).astype(np.uint8)
+
+
+def test_equals_one_device(latents):
+    alone, spread = Pipeline(tiny_bundle()), Pipeline(tiny_bundle())
+    spread.spread(MeshConfig.parse("fsdp=2,sequence=4"))
+    kernel = spread._weights["transformer"]["blocks.mlp.first.kernel"]
+    assert kernel.sharding.spec == PartitionSpec(None, None, "fsdp")
+    videos = [pipeline(references=[picture()], **REQUEST).video for pipeline in (alone, spread)]
+    np.testing.assert_allclose(latents[1], latents[0], atol=1e-4 * np.abs(latents[0]).max())
+    assert np.abs(videos[0].astype(int) - videos[1]).max() <= 1
+    assert spread(references=[picture()], **REQUEST).video.shape == videos[1].shape
+    assert spread.compiled == alone.compiled
+
+
+def test_meshes_that_do_not_fit_are_errors():
+    pipeline = Pipeline(tiny_bundle())
+    with pytest.raises(UsageError, match=r"tensor=4; it must divide the 2 heads"):
+        pipeline.spread(MeshConfig(tensor=4))
+    with pytest.raises(UsageError, match="does not divide 8 devices; the nearest"):
+        pipeline.spread(MeshConfig(data=3))
