@@ -16,10 +16,26 @@ LAYERS = "layers"  # the leading axis of stacked layers
 
 _COLUMNS, _ROWS = (LAYERS, None, "tensor"), (LAYERS, "tensor", None)
 _SPLIT, _WHOLE = (LAYERS, "tensor"), (LAYERS, None)
+_ANY_RANK = (...,)  # whatever its rank, only fsdp divides it
 _ATTENTION = r"blocks\.(self|cross|emphasis)_attention\."
 
+Roles = tuple[Any, ...]
+
+# Of the MMDiT's blocks: (end of the name, roles without the stack of layers).
+_STREAM: tuple[tuple[str, Roles], ...] = (
+    (r"qkv\.(query|key|value)\.kernel", (None, "tensor")),
+    (r"qkv\.(query|key|value)\.bias", ("tensor",)),
+    (r"qkv\.(query|key)_norm\.scale", (None,)),
+    (r"mlp(\.first)?\.kernel", (None, "tensor")),
+    (r"mlp(\.first)?\.bias", ("tensor",)),
+    (r"(out|mlp\.second)\.kernel", ("tensor", None)),
+    (r"(out|mlp\.second)\.bias", (None,)),
+    (r"modulation\.kernel", (None, "tensor")),
+    (r"modulation\.bias", ("tensor",)),
+)
+
 # One row for each kind of parameter; a name must match exactly one of them from beginning to end.
-TABLE: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+TABLE: tuple[tuple[str, Roles], ...] = (
     # Wan's transformer
     (_ATTENTION + r"(image_)?(query|key|value)\.kernel", _COLUMNS),
     (_ATTENTION + r"(image_)?(query|key|value)\.bias", _SPLIT),
@@ -32,34 +48,44 @@ TABLE: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"blocks\.mlp\.second\.bias", _WHOLE),
     (r"blocks\.modulation", (LAYERS, None, None)),
     (r"blocks\.(cross|emphasis)_norm\.(scale|bias)", _WHOLE),
-    (r"(text|time)_embedding\.first\.kernel", (None, "tensor")),
-    (r"(text|time)_embedding\.first\.bias", ("tensor",)),
-    (r"(text|time)_embedding\.second\.kernel", ("tensor", None)),
-    (r"(text|time)_embedding\.second\.bias", (None,)),
+    (r"(text|time|pooled|guidance)_embedding\.first\.kernel", (None, "tensor")),
+    (r"(text|time|pooled|guidance)_embedding\.first\.bias", ("tensor",)),
+    (r"(text|time|pooled|guidance)_embedding\.second\.kernel", ("tensor", None)),
+    (r"(text|time|pooled|guidance)_embedding\.second\.bias", (None,)),
     (r"image_embedding\.mlp\.(first|second)\.kernel", (None, None)),
     (r"image_embedding\.(mlp\.(first|second)|norm_in|norm_out)\.(scale|bias)", (None,)),
     (r"(patch_embedding|time_projection|head\.projection)\.kernel", (None, None)),
     (r"(patch_embedding|time_projection|head\.projection)\.bias", (None,)),
     (r"head\.modulation", (None, None)),
-    # T5's encoders
+    # MMDiTs: FLUX and LCT's
+    *((r"((double_)?blocks\.(visual|text)|single_blocks)\." + end, (LAYERS, *roles)) for end, roles in _STREAM),
+    *((r"last_block\.(visual\.|text_)" + end, roles) for end, roles in _STREAM),
+    (r"(text_embedding|((head\.|last_block\.text_)?(shift|scale))|projection)\.kernel", (None, None)),
+    (r"(text_embedding|((head\.|last_block\.text_)?(shift|scale))|projection)\.bias", (None,)),
+    # T5's encoders and CLIP's of text
     (r"blocks\.attention\.(query|key|value)\.kernel", _COLUMNS),
+    (r"blocks\.attention\.(query|key|value)\.bias", _SPLIT),
     (r"blocks\.attention\.out\.kernel", _ROWS),
+    (r"blocks\.attention\.out\.bias", _WHOLE),
     (r"blocks\.attention\.position_bias", (LAYERS, None, "tensor")),
+    (r"position_bias", (None, "tensor")),
+    (r"position_embedding", (None, None)),
     (r"blocks\.feed_forward\.(gate|up)\.kernel", _COLUMNS),
     (r"blocks\.feed_forward\.down\.kernel", _ROWS),
-    (r"blocks\.norm[12]\.scale", _WHOLE),
-    (r"final_norm\.scale", (None,)),
+    (r"blocks\.norm[12]\.(scale|bias)", _WHOLE),
+    (r"final_norm\.(scale|bias)", (None,)),
     (r"token_embedding", ("tensor", None)),
-    # Wan's VAEs
-    (r"((encoder|decoder)\..*|(post_)?quant_conv)\.kernel", (None, None, None, None, None)),
+    # VAEs of videos and of pictures
+    (r"((encoder|decoder)\..*|(post_)?quant_conv)\.kernel", _ANY_RANK),
     (r"((encoder|decoder)\..*|(post_)?quant_conv)\.(bias|scale)", (None,)),
 )
 _PATTERNS = tuple((re.compile(pattern), roles) for pattern, roles in TABLE)
 
 
-def rows_of(name: str) -> list[tuple[str | None, ...]]:
+def rows_of(name: str, rank: int) -> list[Roles]:
     """The roles of every row of the table that a dotted name matches; exactly one, for a parameter that is known."""
-    return [roles for pattern, roles in _PATTERNS if pattern.fullmatch(name)]
+    rows = [roles for pattern, roles in _PATTERNS if pattern.fullmatch(name)]
+    return [(None,) * rank if roles is _ANY_RANK else roles for roles in rows]
 
 
 def partition_spec(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
@@ -70,7 +96,7 @@ def partition_spec(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh)
     Raises:
       ValueError: no row of the table, or more than one, matches the name; or the row has another rank.
     """
-    rows = rows_of(name)
+    rows = rows_of(name, len(shape))
     if len(rows) != 1:
         raise ValueError(f"the parameter {name} matches {len(rows)} rows of parallel.partition.TABLE; expected one")
     roles = rows[0]

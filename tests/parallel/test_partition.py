@@ -1,5 +1,8 @@
 """The table of parameters against every released network, and what it leaves on a device."""
 
+import dataclasses
+import re
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -8,7 +11,10 @@ from flax import nnx
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from kaleido_jax.bundle import abstract
-from kaleido_jax.models.text import UMT5Config, UMT5Encoder
+from kaleido_jax.models.flux import FluxConfig, FluxTransformer
+from kaleido_jax.models.image_vae import ImageVAE, ImageVAEConfig
+from kaleido_jax.models.mmdit import MMDiTConfig, VideoMMDiT
+from kaleido_jax.models.text import CLIPTextConfig, CLIPTextEncoder, UMT5Config, UMT5Encoder
 from kaleido_jax.models.vae import VAEConfig, WanVAE
 from kaleido_jax.models.wan import WanConfig, WanTransformer
 from kaleido_jax.parallel import AXES, MeshConfig, partition_spec, shardings
@@ -18,10 +24,18 @@ NETWORKS = {
     "1.3B": lambda: WanTransformer(WanConfig.t2v_1_3b(), nnx.Rngs(0)),
     "14B": lambda: WanTransformer(WanConfig.t2v_14b(), nnx.Rngs(0)),
     "14B from images": lambda: WanTransformer(WanConfig.i2v_14b(), nnx.Rngs(0)),
+    "14B of ContextAnyone": lambda: WanTransformer(
+        dataclasses.replace(WanConfig.t2v_14b(), image_dim=1280, emphasis=True), nnx.Rngs(0)
+    ),
     "5B": lambda: WanTransformer(WanConfig.ti2v_5b(), nnx.Rngs(0)),
     "UMT5-XXL": lambda: UMT5Encoder(UMT5Config.xxl(), nnx.Rngs(0)),
     "VAE 2.1": lambda: WanVAE(VAEConfig.wan2_1(), nnx.Rngs(0)),
     "VAE 2.2": lambda: WanVAE(VAEConfig.wan2_2(), nnx.Rngs(0)),
+    "FLUX.1": lambda: FluxTransformer(FluxConfig.dev(), nnx.Rngs(0)),
+    "VAE of FLUX.1": lambda: ImageVAE(ImageVAEConfig.flux(), nnx.Rngs(0)),
+    "T5-XXL": lambda: UMT5Encoder(UMT5Config.t5_xxl(), nnx.Rngs(0)),
+    "CLIP-L": lambda: CLIPTextEncoder(CLIPTextConfig.large(), nnx.Rngs(0)),
+    "LCT": lambda: VideoMMDiT(MMDiTConfig.lct_3b(), nnx.Rngs(0)),
 }
 
 
@@ -35,14 +49,14 @@ def mesh_of(**sizes):
 
 
 def test_every_parameter_matches_exactly_one_row_of_its_rank_and_every_row_is_used(networks):
-    used = set()
+    names = set()
     for network, leaves in networks.items():
         for name, leaf in leaves.items():
-            rows = rows_of(name)
+            rows = rows_of(name, leaf.ndim)
             assert len(rows) == 1, f"{network}: {name} matches {len(rows)} rows"
             assert len(rows[0]) == leaf.ndim, f"{network}: {name} has shape {leaf.shape}, its row is {rows[0]}"
-            used.add(rows[0])
-    assert used == {roles for _, roles in TABLE}
+            names.add(name)
+    assert not [pattern for pattern, _ in TABLE if not any(re.fullmatch(pattern, name) for name in names)]
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -72,7 +86,7 @@ def test_heads_and_hidden_units_are_divided_by_tensor_and_the_rest_by_fsdp():
 def test_the_stack_of_layers_is_never_divided(networks):
     for leaves in networks.values():
         for name, leaf in leaves.items():
-            if name.startswith("blocks."):
+            if name.split(".")[0].endswith("blocks"):
                 assert partition_spec(name, leaf.shape, mesh_of(fsdp=2, tensor=2))[0] is None
 
 
