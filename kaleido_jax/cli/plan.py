@@ -18,6 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target", required=True, metavar="CHIP:SHAPE", help="v5p:4x4x4, v5e:16x16, v6e:16x16, h100:8x8 (nodes x GPUs)"
     )
+    parser.add_argument(
+        "--quick", action="store_true", help="compile with less effort (TPUs): temporary memory is then an upper bound"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the plan there too")
 
 
@@ -39,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
     from kaleido_jax.training.plan import plan
 
-    result = plan(experiment, devices_of(target), target.chip, target=str(target))
+    result = plan(experiment, devices_of(target), target.chip, target=str(target), quick=args.quick)
     print("\n".join(report(result)))
     if args.json:
         with written_whole(args.json) as temporary:

@@ -18,6 +18,8 @@ _CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_c
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _INSTRUCTION = re.compile(r"= (?P<shape>.*?) (?P<kind>" + "|".join(_KINDS) + r")(?P<start>-start)?\(")
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_LIMIT = re.compile(r"= [su]32\[\]\S* constant\((\d+)\)")
 _ROUNDS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? ?\{([^}]*)\}")
@@ -83,13 +85,26 @@ def _times(bodies: dict[str, list[str]], entry: str) -> dict[str, int]:
             called = _CALLED.findall(line)
             for names in _BRANCHES.findall(line):
                 called += [part.strip().lstrip("%") for part in names.split(",")]
-            if called:
-                known = _ROUNDS.search(line)
-                for inner in called:
-                    visit(inner, rounds * (int(known[1]) if known else 1))
+            repeated = _loop(line, bodies) if called else 1
+            for inner in called:
+                visit(inner, rounds * repeated)
 
     visit(entry, 1)
     return times
+
+
+def _loop(line: str, bodies: dict[str, list[str]]) -> int:
+    """How often a loop runs, 1 for what is none: known to the compiler, or the limit that its counter is compared with.
+
+    Raises ValueError if neither is in the text.
+    """
+    known, condition = _ROUNDS.search(line), _CONDITION.search(line)
+    if known or condition is None:
+        return int(known[1]) if known else 1
+    limits = [int(found[1]) for text in bodies.get(condition[1], ()) if (found := _LIMIT.search(text))]
+    if len(limits) != 1:
+        raise ValueError(f"the loop with the condition {condition[1]} has no known number of rounds")
+    return limits[0]
 
 
 def _received(found: re.Match, members: int) -> float:

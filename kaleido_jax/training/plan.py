@@ -102,8 +102,10 @@ class _Step:
         )
 
 
-def plan(experiment: Experiment, devices: list[Any], chip: Chip, *, target: str) -> Plan:
-    """The plan of a training step on devices of one kind. Compiles it, which takes from seconds to a minute.
+def plan(experiment: Experiment, devices: list[Any], chip: Chip, *, target: str, quick: bool = False) -> Plan:
+    """The plan of a training step on devices of one kind. Compiles it, which takes from seconds to minutes.
+
+    quick: with the least effort that the TPU's compiler knows; the temporary memory is then an upper bound.
 
     Raises:
       UsageError: the mesh does not divide devices, batch or heads; or the method's data are not pictures.
@@ -113,7 +115,7 @@ def plan(experiment: Experiment, devices: list[Any], chip: Chip, *, target: str)
     _check(experiment, filled)
     made = _abstract_step(experiment)
     began = time.monotonic()
-    compiled, state_bytes = _compile(made, mesh, chip.platform)
+    compiled, state_bytes = _compile(made, mesh, chip.platform, quick)
     seconds = time.monotonic() - began
     sent = traffic(compiled.as_text(), mesh)
     return _made_of(made, filled, mesh, chip, target, compiled.memory_analysis(), state_bytes, sent, seconds)
@@ -168,7 +170,7 @@ def _abstract_step(experiment: Experiment) -> _Step:
     return _Step(experiment, method, step.Networks(**graphs), layout, state, batch)
 
 
-def _compile(made: _Step, mesh: Mesh, platform: str) -> tuple[Any, dict[str, int]]:
+def _compile(made: _Step, mesh: Mesh, platform: str, quick: bool = False) -> tuple[Any, dict[str, int]]:
     """The compiled step, and the bytes of one device by kind that are known without it."""
     places = shardings(made.state, mesh), batch_shardings(made.batch, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -180,9 +182,10 @@ def _compile(made: _Step, mesh: Mesh, platform: str) -> tuple[Any, dict[str, int
         placed(made.batch, places[1]),
         jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere),
     )
+    options = {"exec_time_optimization_effort": -1.0} if quick and platform == "tpu" else None
     with jax.set_mesh(mesh):
         program = jax.jit(made.function, donate_argnums=0, out_shardings=(places[0], everywhere))
-        compiled = program.trace(*arguments).lower(lowering_platforms=(platform,)).compile()
+        compiled = program.trace(*arguments).lower(lowering_platforms=(platform,)).compile(options)
     size = lambda name: bytes_per_device(getattr(made.state, name), getattr(places[0], name))
     known = {"weights": size("parameters"), "average": size("average"), "moments": size("moments")}
     return compiled, known | {"batch": bytes_per_device(made.batch, places[1])}

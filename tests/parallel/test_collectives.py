@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import pytest
 from jax.sharding import PartitionSpec
 
 from kaleido_jax.parallel import MeshConfig
@@ -59,3 +60,25 @@ def test_all_ways_to_write_groups():
     assert groups(by_columns) == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert groups("replica_groups=mesh['a'=8] {'a':(2)2}") == [[0, 2], [1, 3], [4, 6], [5, 7]]
     assert groups("replica_groups={}") == [list(range(8))]
+
+
+def test_loops_of_tpu_programs_are_counted_by_the_limit_of_their_condition():
+    """The form in which the TPU compiler writes a scan of 40 rounds, abridged."""
+    mesh = MeshConfig(fsdp=8).make()
+    text = """HloModule step
+%body.1 (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %gather = f32[64]{0:T(128)} all-gather(%x), replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+}
+
+%condition.1 (p: (s32[], f32[8])) -> pred[] {
+  %constant.9 = s32[]{:T(128)} constant(40), metadata={op_name="while"}
+  ROOT %lt = pred[]{:T(512)} compare(%counter, %constant.9), direction=LT
+}
+
+ENTRY %main.2 (a: f32[8]) -> f32[8] {
+  %loop = (s32[], /*index=1*/f32[8]) while(%start), condition=%condition.1, body=%body.1
+}
+"""
+    assert traffic(text, mesh).bytes == {("fsdp", "all-gather"): 40 * 64 * 4 * 7 / 8}
+    with pytest.raises(ValueError, match=r"condition.1 has no known number of rounds"):
+        traffic(text.replace("constant(40)", "parameter(1)"), mesh)
