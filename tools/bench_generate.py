@@ -1,6 +1,6 @@
 """Time and memory of the real `kaleido generate` at its default size, from a cold start and from a warm compile cache.
 
-    python tools/bench_generate.py
+    python tools/bench_generate.py --out outputs/bench
 
 Each run is a process of its own on two cores. Cold is an empty compile cache; warm is the cache that the cold run left.
 Prints the figures as ratios of their limits, and ends with 1 if one is exceeded.
@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from kaleido_jax.testing.benchmark import save_report
 
 COMMAND = [sys.executable, "-c", "from kaleido_jax.cli import program; program()"]
 LIMITS = {"cold": 90.0, "warm": 30.0}  # seconds
@@ -47,11 +49,13 @@ def run(folder: Path, name: str, model: str) -> tuple[float, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="miniature", help="a model's name or folder (default: miniature)")
+    parser.add_argument("--out", type=Path, help="a folder for the numbers as JSON")
+    parser.add_argument("--machine", default="", help="what machine this is and what else it does, for the JSON")
     args = parser.parse_args()
     model = str(Path(args.model).resolve()) if os.path.isdir(args.model) else args.model
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
-    random, exceeded = np.random.default_rng(0), False
+    random, exceeded, report = np.random.default_rng(0), False, {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for name in ("a.png", "b.png"):
@@ -60,7 +64,10 @@ def main() -> int:
             seconds, memory = run(folder, name, model)
             print(f"{name}: {seconds:5.1f} s ({seconds / limit:.2f} of {limit:.0f} s), ", end="")
             print(f"{memory:.2f} GB ({memory / MEMORY_LIMIT:.2f} of {MEMORY_LIMIT:.0f} GB)")
+            report[name] = {"seconds": seconds, "limit, seconds": limit, "GB": memory, "limit, GB": MEMORY_LIMIT}
             exceeded |= seconds > limit or memory > MEMORY_LIMIT
+    if args.out:
+        print(save_report(args.out, "generate", args.machine, {"model": args.model} | report))
     return int(exceeded)
 
 

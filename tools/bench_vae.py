@@ -1,6 +1,6 @@
 """Time the video VAE against diffusers' on the CPU, at equal shapes, weights and threads.
 
-    python tools/bench_vae.py --out outputs/bench_vae.json
+    python tools/bench_vae.py --out outputs/bench
 
 Both code chunk by chunk in float32; compiling is not counted. They take turns and the fastest of several runs counts,
 so that what else the machine does falls on both. Besides whole encodings and decodings, it times the convolution on
@@ -9,10 +9,6 @@ which they rest: as XLA's 3-D convolution and as the sum of 2-D ones that `kalei
 
 import argparse
 import dataclasses
-import json
-import os
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import diffusers
@@ -25,6 +21,7 @@ from flax import nnx
 from kaleido_jax.bundle import abstract, merge
 from kaleido_jax.models.vae import VAEConfig, WanVAE, layers
 from kaleido_jax.models.vae import params as vae_params
+from kaleido_jax.testing.benchmark import fastest, save_report, threads
 from kaleido_jax.testing.weights import randomise, state
 
 # Wan's releases a third as wide, so that a run takes seconds; the miniature as it is.
@@ -34,18 +31,6 @@ SIZES = {
     "miniature": (VAEConfig.miniature(), (17, 96, 96)),
 }
 CONVOLUTIONS = ((4, 96, 96, 96), (2, 48, 48, 192), (1, 32, 32, 384))  # frames, height, width, channels
-
-
-def fastest(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Seconds of the fastest of several runs of each, taken in turns after one run that does not count."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for attempt in range(repeats + 1):
-        for name, run in runs.items():
-            began = time.perf_counter()
-            jax.block_until_ready(run())
-            if attempt:
-                times[name].append(time.perf_counter() - began)
-    return {name: min(values) for name, values in times.items()}
 
 
 def coders(config: VAEConfig, shape: tuple[int, int, int], repeats: int) -> dict[str, dict[str, float]]:
@@ -113,15 +98,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="*", choices=SIZES, default=list(SIZES))
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="a JSON file for the numbers")
+    parser.add_argument("--out", type=Path, help="a folder for the numbers as JSON")
+    parser.add_argument("--machine", default="", help="what machine this is and what else it does, for the JSON")
     args = parser.parse_args()
-    threads = len(os.sched_getaffinity(0))  # as many as XLA takes
-    torch.set_num_threads(threads)
-    report: dict = {"threads": threads, "coders": {}, "convolutions": {}}
+    torch.set_num_threads(threads())
+    report: dict = {"coders, seconds": {}, "convolutions, GFLOP/s": {}}
     with torch.no_grad():
         for name in args.sizes:
-            report["coders"][name] = coders(*SIZES[name], args.repeats)
-            for what, seconds in report["coders"][name].items():
+            report["coders, seconds"][name] = coders(*SIZES[name], args.repeats)
+            for what, seconds in report["coders, seconds"][name].items():
                 ratio = seconds["ours"] / seconds["diffusers"]
                 seconds["ratio"] = ratio
                 print(
@@ -130,14 +115,13 @@ def main() -> None:
                 )
         for shape in CONVOLUTIONS:
             rates = convolutions(shape, args.repeats)
-            report["convolutions"][" x ".join(map(str, shape))] = rates
+            report["convolutions, GFLOP/s"][" x ".join(map(str, shape))] = rates
             print(
                 f"convolution {shape}  " + ", ".join(f"{name} {rate:.0f} GFLOP/s" for name, rate in rates.items()),
                 flush=True,
             )
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
+        print(save_report(args.out, "vae", args.machine, report))
 
 
 if __name__ == "__main__":

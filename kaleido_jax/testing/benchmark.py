@@ -1,0 +1,51 @@
+"""What the benchmarks under tools/ share: timing in turns, and reports as JSON."""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+PACKAGES = ("jax", "flax", "torch", "diffusers")
+
+
+def fastest(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Seconds of the fastest of several runs of each, taken in turns after one run that does not count.
+
+    Turns, so that what else the machine does falls on all alike; the first run compiles.
+    """
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for attempt in range(repeats + 1):
+        for name, run in runs.items():
+            began = time.perf_counter()
+            jax.block_until_ready(run())
+            if attempt:
+                times[name].append(time.perf_counter() - began)
+    return {name: min(values) for name, values in times.items()}
+
+
+def threads() -> int:
+    """How many threads XLA takes on the CPU; PyTorch is to be given as many."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def save_report(folder: Path, name: str, machine: str, report: Mapping[str, Any]) -> Path:
+    """Writes `folder`/`name`-cpu-`threads`-cores.json: the numbers, the machine in words, and the versions measured."""
+    path = folder / f"{name}-cpu-{threads()}-cores.json"
+    versions = {"python": platform.python_version()} | {package: metadata.version(package) for package in PACKAGES}
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"machine": machine, "threads": threads(), "versions": versions} | report
+    path.write_text(json.dumps(_rounded(content), indent=1) + "\n")
+    return path
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers with four digits: more of them would be noise."""
+    if isinstance(value, Mapping):
+        return {key: _rounded(item) for key, item in value.items()}
+    return float(f"{value:.4g}") if isinstance(value, float) else value
