@@ -9,6 +9,7 @@ import pytest
 
 from kaleido_jax import config as configs
 from kaleido_jax.cli import plan as command
+from kaleido_jax.cli.main import parser_of
 from kaleido_jax.errors import UsageError
 from kaleido_jax.models.text import UMT5Config
 from kaleido_jax.models.wan import WanConfig
@@ -116,6 +117,35 @@ def test_estimates_of_published_runs_within_a_quarter(chip, rate, rounds, second
     attention = 4 * 40 * tokens**2 * wan.dim
     computed = rate * seconds * (rounds[0] * products + rounds[1] * attention) / (3 * (products + attention))
     assert computed / (CHIPS[chip].peak * CHIPS[chip].reached) == pytest.approx(seconds, rel=0.25)
+
+
+def test_command_prints_and_writes_the_plan(tiny, tmp_path, monkeypatch, capsys):
+    asked = {}
+
+    def planned(experiment, devices, chip, **options):
+        asked.update(options, mesh=experiment.mesh, devices=devices)
+        return tiny
+
+    monkeypatch.setattr("kaleido_jax.parallel.target.devices_of", lambda target: [str(target)])
+    monkeypatch.setattr("kaleido_jax.training.plan.plan", planned)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    words = [
+        str(FOLDER / "kaleido_14b_sft.py"),
+        "--target",
+        "v5p:2x2x1",
+        "--json",
+        str(tmp_path / "plan.json"),
+        "--quick",
+    ]
+    assert command.run(parser_of("plan").parse_args([*words, "mesh.fsdp=2"])) == 0
+    wanted = {"target": "v5p:2x2x1", "quick": True, "mesh": MeshConfig(fsdp=2, sequence=4), "devices": ["v5p:2x2x1"]}
+    assert asked == wanted
+    printed = capsys.readouterr().out
+    assert "tiny on 8 devices of cpu:8, mesh fsdp=4,sequence=2" in printed and "MFU" in printed
+    assert json.loads((tmp_path / "plan.json").read_text()) == json.loads(json.dumps(tiny.to_json()))
+    small = dataclasses.replace(tiny, memory=1)
+    monkeypatch.setattr("kaleido_jax.training.plan.plan", lambda *_, **__: small)
+    assert command.run(parser_of("plan").parse_args(words)) == 65
 
 
 def test_targets():

@@ -138,6 +138,13 @@ def test_loss_and_gradients_are_those_of_one_device_and_the_state_is_written_in_
     assert compiled.memory_analysis().alias_size_in_bytes == bytes_per_device(after, places)
 
 
+def test_held_out_losses_are_those_of_one_device():
+    mesh = MeshConfig.parse("fsdp=2,sequence=2,tensor=2")
+    few = jax.tree.map(lambda x: x[:1], batch())  # one sample, which nothing divides
+    found = programs(mesh).evaluate(state_on(mesh).parameters, few)
+    np.testing.assert_allclose(found, programs(MeshConfig()).evaluate(initial().parameters, few), rtol=1e-5)
+
+
 def test_a_batch_in_parts_that_were_encoded_before():
     """Two parts, and the text encoder's output in place of ids: the transformer's gradient is the same."""
     mesh = MeshConfig(fsdp=4)
