@@ -24,9 +24,10 @@ def is_orbax(source: Path) -> bool:
 
 def save(folder: Path, arrays: Mapping[str, Any], row: Format, config: Any) -> None:
     """Write parameters by dotted name, from the host or from devices, into `folder`, which does not exist yet."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder.absolute() / ARRAYS, dict(arrays))
-        checkpointer.wait_until_finished()
+    # Plain files written one after another: no copy of the arrays, and random bits of weights do not compress.
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False, save_concurrent_gb=1)
+    with ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(folder.absolute() / ARRAYS, args=ocp.args.PyTreeSave(dict(arrays)))
     document = layouts(row.family)[OURS].config_document(config)
     (folder / "config.json").write_text(json.dumps(document, indent=2) + "\n")
 

@@ -174,13 +174,14 @@ class _Job:
             yield chunk
             self._advance(chunk.nbytes)
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """All parameters on the host."""
-        arrays = {}
+    def arrays(self) -> dict[str, jax.Array]:
+        """All parameters on the host, as arrays of jax, which orbax writes without copying them."""
+        host, arrays = jax.devices("cpu")[0], {}
         for name, info in self._tensors.items():
             overflowed = functools.partial(self.overflowed.add, name)
-            arrays[name] = read(self._parameters, name, dtype=info.dtype, overflowed=overflowed)
-            self._advance(arrays[name].nbytes)
+            array = read(self._parameters, name, dtype=info.dtype, overflowed=overflowed)
+            arrays[name] = jax.device_put(array, host)
+            self._advance(info.nbytes)
         return arrays
 
     def _advance(self, count: int) -> None:

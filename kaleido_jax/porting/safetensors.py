@@ -13,6 +13,7 @@ import math
 import os
 import re
 import stat
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,7 @@ class SafetensorsFile:
         """Raises InputError that lists every problem of the header."""
         self.path = Path(path)
         self.bytes_read = 0
+        self._lock = threading.Lock()
         try:
             self._descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
@@ -140,7 +142,8 @@ class SafetensorsFile:
             count = os.preadv(self._descriptor, [buffer], offset)
             if not count:
                 raise refused(self.path, ["became shorter while it was read"])
-            self.bytes_read += count
+            with self._lock:
+                self.bytes_read += count
             buffer, offset = buffer[count:], offset + count
 
 

@@ -62,7 +62,8 @@ def replacing(destination: Path, *, overwrite: bool) -> Iterator[Path]:
             if rest.is_dir():
                 shutil.rmtree(rest, ignore_errors=True)
             else:
-                rest.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # it may never have been made
+                    rest.unlink()
 
 
 def _check_replaceable(destination: Path) -> None:
