@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,15 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from kaleido_jax.bundle import merge, parameters
+from kaleido_jax import porting
+from kaleido_jax.bundle import abstract, merge, parameters
 from kaleido_jax.diffusion import samplers
 from kaleido_jax.diffusion.flow import resolution_shift
-from kaleido_jax.errors import UsageError
+from kaleido_jax.errors import InputError, UsageError, printable
 from kaleido_jax.layout import TokenLayout, patchify, unpatchify
 from kaleido_jax.methods import text_to_image as sequence
-from kaleido_jax.models.flux import FluxTransformer
-from kaleido_jax.models.image_vae import ImageVAE
-from kaleido_jax.models.text import CLIPTextEncoder, Tokenizer, UMT5Encoder
+from kaleido_jax.models.flux import FluxConfig, FluxTransformer
+from kaleido_jax.models.image_vae import ImageVAE, ImageVAEConfig
+from kaleido_jax.models.text import CLIPTextConfig, CLIPTextEncoder, Tokenizer, UMT5Config, UMT5Encoder
 from kaleido_jax.models.text.clip.tokenizer import CLIPTokenizer
 from kaleido_jax.tree import pytree
 from kaleido_jax.typing import Array, Float, Int, Params, UInt8
@@ -51,8 +53,44 @@ class EncodedPrompt:
     pooled: Float[Array, "b e"]
 
 
+def load_flux(folder: str | Path, *, dtype: str = "bfloat16") -> FluxModel:
+    """A FLUX.1 release from a folder as diffusers lays it out (transformer/, vae/, text_encoder/, tokenizer/, ...).
+
+    dtype: of the transformer's and the encoders' weights and activations; the VAE stays in float32.
+
+    Raises:
+      UsageError: a part of the release is not there. InputError: a part is damaged, or is not FLUX's.
+    """
+    folder = Path(folder)
+    transformer = _network(folder / "transformer", FluxConfig, FluxTransformer, dtype)
+    return FluxModel(
+        transformer=transformer,
+        vae=_network(folder / "vae", ImageVAEConfig, ImageVAE, "float32"),
+        t5=_network(folder / "text_encoder_2", UMT5Config, UMT5Encoder, dtype),
+        clip=_network(folder / "text_encoder", CLIPTextConfig, CLIPTextEncoder, dtype),
+        t5_tokenizer=Tokenizer.load(folder / "tokenizer_2"),
+        clip_tokenizer=CLIPTokenizer.load(folder / "tokenizer"),
+        text_tokens=512 if transformer.config.guidance else 256,
+    )
+
+
+def _network(folder: Path, kind: type, network: Callable[..., Any], dtype: str) -> Any:
+    config, arrays = porting.load(folder, dtype=dtype)
+    if not isinstance(config, kind):
+        raise InputError(
+            f"{printable(str(folder))} holds weights with a {type(config).__name__}; "
+            f"FLUX.1 has a {kind.__name__} there."
+        )
+    if any(field.name == "dtype" for field in dataclasses.fields(config)):
+        config = dataclasses.replace(config, dtype=dtype)
+    return merge(abstract(lambda: network(config, nnx.Rngs(0)))[0], arrays)
+
+
 class TextToImage:
-    """A FLUX.1 model ready to draw. Programs are compiled when a size is first asked for, and kept."""
+    """A FLUX.1 model ready to draw: `TextToImage(load_flux(folder))`.
+
+    Programs are compiled when a size is first asked for, and kept.
+    """
 
     def __init__(self, model: FluxModel):
         self.config, self.vae_config = model.transformer.config, model.vae.config

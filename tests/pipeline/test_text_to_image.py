@@ -17,9 +17,9 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeli
 from flax import nnx
 from tokenizers import pre_tokenizers, processors
 
-from kaleido_jax.bundle import abstract, merge
+from kaleido_jax.bundle import abstract, merge, parameters
 from kaleido_jax.diffusion.flow import resolution_shift
-from kaleido_jax.errors import UsageError
+from kaleido_jax.errors import InputError, UsageError
 from kaleido_jax.models.flux import FluxConfig, FluxTransformer
 from kaleido_jax.models.flux import params as flux_params
 from kaleido_jax.models.image_vae import ImageVAE, ImageVAEConfig
@@ -28,7 +28,7 @@ from kaleido_jax.models.text import CLIPTextConfig, CLIPTextEncoder, Tokenizer, 
 from kaleido_jax.models.text.clip import params as clip_params
 from kaleido_jax.models.text.clip.tokenizer import END, START, CLIPTokenizer
 from kaleido_jax.models.text.umt5 import params as t5_params
-from kaleido_jax.pipeline.text_to_image import FluxModel, TextToImage
+from kaleido_jax.pipeline.text_to_image import FluxModel, TextToImage, load_flux
 from kaleido_jax.testing import randomise, relative_error, state
 from kaleido_jax.testing.flux import diffusers_model
 
@@ -42,11 +42,11 @@ def without(document, *keys):
 
 
 def ours(make, tensors, module, config, layout):
-    parameters = {k: jnp.asarray(x) for k, x in module.from_torch(tensors, config, layout).items()}
-    return merge(abstract(make)[0], parameters)
+    arrays = {k: jnp.asarray(x) for k, x in module.from_torch(tensors, config, layout).items()}
+    return merge(abstract(make)[0], arrays)
 
 
-def make(folder, guidance: bool) -> tuple[FluxPipeline, TextToImage]:
+def make(folder, guidance: bool) -> tuple[FluxPipeline, TextToImage, FluxModel]:
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), START, END]
     vocabulary = {token: index for index, token in enumerate(tokens)}
@@ -105,7 +105,7 @@ def make(folder, guidance: bool) -> tuple[FluxPipeline, TextToImage]:
         clip_tokenizer=CLIPTokenizer.load(_only(folder, "vocab.json", "merges.txt")),
         text_tokens=9,
     )
-    return peer, TextToImage(model)
+    return peer, TextToImage(model), model
 
 
 def _only(folder, *names):
@@ -123,7 +123,7 @@ def pair(request, tmp_path_factory):
 
 
 def test_latents_and_pictures_equal_diffusers(pair, record_property):
-    peer, pipeline = pair
+    peer, pipeline, _ = pair
     height, width = 12, 20  # of 2 x 2 pixels a latent and 2 x 2 latents a token: 3 x 5 tokens
     noise = np.asarray(pipeline.noise([3, 4], height, width))
     assert noise.shape == (2, 1, 6, 10, 3)
@@ -149,9 +149,34 @@ def test_latents_and_pictures_equal_diffusers(pair, record_property):
     np.testing.assert_array_equal(pipeline(PROMPTS, height=height, width=width, steps=4, seed=3), ours)
 
 
+def test_a_folder_of_diffusers_is_loaded(pair, tmp_path):
+    peer, _, model = pair
+    peer.save_pretrained(tmp_path)
+    loaded = load_flux(tmp_path, dtype="float32")
+    assert loaded.text_tokens == (512 if model.transformer.config.guidance else 256)
+    for name in ("transformer", "vae", "t5", "clip"):
+        there, given = getattr(loaded, name), getattr(model, name)
+        assert there.config == given.config
+        weights, expected = parameters(there), parameters(given)
+        assert weights.keys() == expected.keys()
+        assert all(np.array_equal(weights[key], expected[key]) for key in expected)
+    for name, length in (("t5_tokenizer", 9), ("clip_tokenizer", 20)):
+        ids = [getattr(made, name).encode(PROMPTS, length) for made in (loaded, model)]
+        np.testing.assert_array_equal(*(found[0] if name == "t5_tokenizer" else found for found in ids))
+
+    half = load_flux(tmp_path)
+    assert half.transformer.config.dtype == half.t5.config.dtype == half.clip.config.dtype == "bfloat16"
+    assert half.transformer.head.shift.kernel[...].dtype == jnp.bfloat16
+    for part in ("vae", "transformer"):
+        (tmp_path / part).rename(tmp_path / f"old_{part}")
+    (tmp_path / "old_vae").rename(tmp_path / "transformer")
+    with pytest.raises(InputError, match=r"holds weights with a ImageVAEConfig; FLUX\.1 has a FluxConfig there"):
+        load_flux(tmp_path)
+
+
 @pytest.mark.parametrize("tokens", [16, 256, 1024, 4096])
 def test_the_schedule_equals_diffusers(pair, tokens):
-    peer, pipeline = pair
+    peer, pipeline, _ = pair
     mu = np.log(resolution_shift(tokens))
     for steps in (1, 4, 28):
         peer.scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)

@@ -184,6 +184,13 @@ def test_full_size_names_and_shapes_equal_transformers(config):
     assert umt5_params.shapes(config, "huggingface") == theirs
 
 
+@pytest.mark.parametrize("name", ["one head", "T5", "one layer of T5"])
+def test_sizes_are_told_by_shapes_and_document(name):
+    config = dataclasses.replace(CONFIGS["T5"], layers=1) if name.startswith("one layer") else CONFIGS[name]
+    document = umt5_params.config_document(config, "huggingface")
+    assert umt5_params.config_from(umt5_params.shapes(config, "huggingface"), "huggingface", document) == config
+
+
 def test_full_size_names_of_the_original_release():
     # Written from the release's description: 24 blocks, each with its own table of 32 buckets for 64 heads.
     block = {

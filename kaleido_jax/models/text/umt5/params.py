@@ -116,7 +116,9 @@ def config_from(shapes: Mapping[str, Shape], layout: Layout, document: Mapping[s
     names = {row[0]: f"{row[column]}.weight" for row in (*_MODULES, _POSITIONS, _SHARED_POSITIONS)}
     axis = lambda ours, number: size_of(shapes, names[ours].format(0), number)
     layers = layers_of(shapes, names["blocks.norm1"])
-    shared = layers > 1 and names["blocks.attention.position_bias"].format(1) not in shapes
+    alone = layers > 1 and names["blocks.attention.position_bias"].format(1) not in shapes
+    # One layer alone does not tell T5 from UMT5.
+    shared = alone or (layers == 1 and (document or {}).get("model_type") == "t5")
     heads = axis("position_bias" if shared else "blocks.attention.position_bias", 1)
     values = {
         "vocab_size": axis("token_embedding", 0),
@@ -140,7 +142,6 @@ def config_document(config: UMT5Config, layout: Layout) -> dict[str, Any]:
     """The config.json that stands beside weights of this layout; Wan's own has none."""
     if layout == "wan":
         return {}
-    values = {key: getattr(config, field) for field, key in _DOCUMENT_KEYS.items()}
     name, kind = ("T5EncoderModel", "t5") if config.shared_positions else ("UMT5EncoderModel", "umt5")
     document = {"architectures": [name], "model_type": kind, "layer_norm_epsilon": config.eps}
     document |= {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
