@@ -42,7 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="which of the references is the one that the prompt is relative to, counted from 1 (anyid; default: 1)",
     )
-    parser.add_argument("--prompt", metavar="TEXT", help="what happens in the video")
+    parser.add_argument(
+        "--prompt",
+        metavar="TEXT",
+        help='what happens in the video; for a scene of shots (lct) "SCENE || SHOT || SHOT", without references',
+    )
     parser.add_argument(
         "--prompts",
         type=Path,
@@ -153,7 +157,7 @@ def _jobs(args: argparse.Namespace) -> "Iterator[Job]":
         return
     if args.prompt is None:
         raise UsageError("There is no prompt; say what the video should show with --prompt, or give --prompts FILE.")
-    if not args.reference:
+    if not args.reference and "||" not in args.prompt:  # a scene has none
         raise UsageError("There is no reference picture; give at least one with --reference PICTURE.")
     references = tuple(jobs.subject_files(words) for words in args.reference)
     if args.primary != 1:
@@ -168,9 +172,18 @@ def _jobs(args: argparse.Namespace) -> "Iterator[Job]":
 
 def _prepared(job: "Job", config: "BundleConfig") -> "Job":
     """The job with the model's defaults filled in; its number of references is looked at."""
+    from kaleido_jax.methods.lct import scene_prompts
+    from kaleido_jax.methods.registry import METHODS
     from kaleido_jax.pipeline.request import check_reference_count
 
-    check_reference_count(sum(map(len, job.references)), config.defaults.references)
+    if METHODS[config.method].data == "scene":
+        scene_prompts(job.prompt)
+    elif not job.references:
+        raise UsageError(
+            f"There is no reference picture; only lct makes scenes of shots, and {config.name} is another."
+        )
+    else:
+        check_reference_count(sum(map(len, job.references)), config.defaults.references)
     return dataclasses.replace(job, settings=job.settings.resolved(config))
 
 

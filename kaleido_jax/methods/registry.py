@@ -8,10 +8,11 @@ from kaleido_jax.errors import UsageError, printable, unknown_name
 from kaleido_jax.methods.anyid import AnyID
 from kaleido_jax.methods.contextanyone import ContextAnyone
 from kaleido_jax.methods.kaleido import Kaleido
+from kaleido_jax.methods.lct import LCT
 from kaleido_jax.methods.method import Method
 from kaleido_jax.names import lookup
 
-METHODS: Mapping[str, type[Method]] = {method.name: method for method in (Kaleido, AnyID, ContextAnyone)}
+METHODS: Mapping[str, type[Method]] = {method.name: method for method in (Kaleido, AnyID, ContextAnyone, LCT)}
 
 
 def create(name: str, scheme: str = "", options: Sequence[str] = ()) -> Method:

@@ -21,7 +21,7 @@ from kaleido_jax.diffusion import samplers
 from kaleido_jax.errors import UsageError
 from kaleido_jax.layout import Grid, TokenLayout
 from kaleido_jax.media.references import to_model_range
-from kaleido_jax.methods import registry
+from kaleido_jax.methods import lct, registry
 from kaleido_jax.methods.differential import primary_first
 from kaleido_jax.methods.method import EMPTY_BYTE, Condition
 from kaleido_jax.parallel import MeshConfig, batch_shardings, place, shardings
@@ -35,6 +35,7 @@ from kaleido_jax.pipeline.programs import (
     keep_references,
     reconstruct,
     sampler_step,
+    shot_by_shot,
 )
 from kaleido_jax.pipeline.references import Picture, Reference, read_references
 from kaleido_jax.pipeline.request import Settings, check_prompt, check_reference_count
@@ -140,7 +141,7 @@ class Pipeline:
         Args:
           references: one entry a subject: a path, a Pillow picture or a uint8 array [h, w, 3], or a list of several
             pictures of that subject. A path may be a clip.
-          prompt: what happens in the video.
+          prompt: what happens in the video; of a scene of shots (lct), "SCENE || SHOT || SHOT".
           settings: size, seed and so on; the fields of `Settings` may also be given by name (seed=3, steps=20).
           progress: called with the stage, and how much of it is done.
           primary: number, from 1, of the subject that comes first: AnyID's primary reference.
@@ -163,19 +164,23 @@ class Pipeline:
         self, references: Sequence[Reference], prompt: str, settings: Settings, progress: Progress | None = None
     ) -> Generation:
         """Like a call, from checked parts: prompt, resolved settings, and references that were read for them."""
-        check_reference_count(len(references), self.config.defaults.references)
+        scene = self._method.data == "scene"
+        if not scene:
+            check_reference_count(len(references), self.config.defaults.references)
         self._method.check_references(len(references))
         report = progress or (lambda what, done, total: None)
         defaults = self.config.defaults
-        bucket = self._layout(settings, references)
+        prompts = lct.scene_prompts(prompt) if scene else (prompt,)
+        shots = len(prompts) - 1 if scene else 1
+        bucket = self._layout(settings, references, len(prompts))
         rule = self._method.guidance(settings.guidance)
-        texts = [prompt if branch.text == "prompt" else "" for branch in rule.branches]
-        ids, lengths = self._tokenizer.encode(texts, defaults.text_tokens)
+        texts = [prompts if branch.text == "prompt" else ("",) * len(prompts) for branch in rule.branches]
+        ids, lengths = self._tokenizer.encode([text for row in texts for text in row], defaults.text_tokens)
 
         run = functools.partial(self._run, report=report)
         words = run("text encoder", encode_text, {"text": self._weights["text"]}, (ids, lengths))
         vae = self.config.vae
-        latents = self._encode(references, settings, run)
+        latents = [] if scene else self._encode(references, settings, run)
         rows = [latents] * len(texts)
         if any(branch.references != "kept" for branch in rule.branches):
             empty = [dataclasses.replace(r, pixels=np.full_like(r.pixels, EMPTY_BYTE)) for r in references]
@@ -185,17 +190,17 @@ class Pipeline:
         subjects = [reference.subject for reference in references] + absent
         present = [vae.latent_frames(len(reference.pixels)) for reference in references] + absent
         condition = Condition(
-            text=words,
-            text_lengths=jnp.asarray(lengths)[:, None],
+            text=words.reshape(len(texts), -1, words.shape[2]),
+            text_lengths=jnp.asarray(lengths).reshape(len(texts), -1),
             references=[jnp.concatenate(pieces) for pieces in zip(*rows)],
-            reference_frames=jnp.asarray([present] * len(texts), jnp.int32),
-            subjects=jnp.asarray([subjects] * len(texts), jnp.int32),
+            reference_frames=jnp.asarray([present] * len(texts), jnp.int32).reshape(len(texts), -1),
+            subjects=jnp.asarray([subjects] * len(texts), jnp.int32).reshape(len(texts), -1),
         )
         condition = self._on_mesh(condition)
         scales = jnp.asarray(rule.weights, jnp.float32)
         shape = (
             1,
-            vae.latent_frames(settings.frames),
+            shots * vae.latent_frames(settings.frames),
             settings.height // vae.spatial_factor,
             settings.width // vae.spatial_factor,
             self.config.transformer.out_channels,
@@ -213,14 +218,24 @@ class Pipeline:
             keep = functools.partial(keep_references, **fixed)
             key = ("keep_references", len(texts), bucket)
             kept = self._program("references", key, keep, weights, (condition,), report)(weights, condition)
-        key = ("sampler_step", rule.branches, bucket)
-        program = self._program(
-            "transformer", key, function, weights, (state, steps[0], condition, scales, kept), report
-        )
-        report("sampling", 0, settings.steps)
-        for index, row in enumerate(steps):
-            state = jax.block_until_ready(program(weights, state, row, condition, scales, kept))
-            report("sampling", index + 1, settings.steps)
+        if isinstance(self._method, lct.LCT) and self._method.attention == "causal" and self._mesh is None:
+            given = (state.x, samplers.Steps(*(np.float32(column) for column in table)), condition, scales)
+            key = ("shot_by_shot", rule.branches, bucket, settings.steps)
+            function = functools.partial(shot_by_shot, branches=rule.branches, **fixed)
+            program = self._program("transformer", key, function, weights, given, report)
+            report("sampling", 0, 1)
+            x = jax.block_until_ready(program(weights, *given))
+            report("sampling", 1, 1)
+        else:
+            key = ("sampler_step", rule.branches, bucket)
+            program = self._program(
+                "transformer", key, function, weights, (state, steps[0], condition, scales, kept), report
+            )
+            report("sampling", 0, settings.steps)
+            for index, row in enumerate(steps):
+                state = jax.block_until_ready(program(weights, state, row, condition, scales, kept))
+                report("sampling", index + 1, settings.steps)
+            x = state.x
         painted = []
         if self._method.reconstructs:
             key = ("reconstruct", len(texts), bucket)
@@ -230,9 +245,10 @@ class Pipeline:
             row = next(i for i, branch in enumerate(rule.branches) if branch.text == "prompt")
             for latent in again[: len(references)]:
                 painted.append(run("decoder", decode_latents, {"vae": self._weights["vae"]}, (latent[row : row + 1],)))
-        pixels = run("decoder", decode_latents, {"vae": self._weights["vae"]}, (state.x,))
+        pieces = jnp.split(x, shots, axis=1)
+        pixels = [run("decoder", decode_latents, {"vae": self._weights["vae"]}, (piece,)) for piece in pieces]
         return Generation(
-            video=np.asarray(pixels)[0],
+            video=np.concatenate([np.asarray(piece)[0] for piece in pixels]),
             prompt=prompt,
             references=tuple(references),
             settings=settings,
@@ -267,15 +283,19 @@ class Pipeline:
         """How many programs were compiled so far."""
         return len(self._compiled)
 
-    def _layout(self, settings: Settings, references: Sequence[Reference]) -> TokenLayout:
+    def _layout(self, settings: Settings, references: Sequence[Reference], prompts: int) -> TokenLayout:
         """The bucket: the references' own slots, then empty ones up to as many as the model was trained with."""
         pt, ph, pw = self.config.transformer.patch
         vae = self.config.vae
         height, width = settings.height // vae.spatial_factor // ph, settings.width // vae.spatial_factor // pw
         grid: Callable[[int], Grid] = lambda frames: (vae.latent_frames(frames) // pt, height, width)
+        texts = (self.config.defaults.text_tokens,) * prompts
+        frames, *size = grid(settings.frames)
+        if self._method.data == "scene":
+            return self._method.layout(((prompts - 1) * frames, *size), [], texts=texts)
         slots = [grid(len(reference.pixels)) for reference in references]
         slots += [grid(1)] * (self.config.defaults.references - len(slots))
-        return self._method.layout(grid(settings.frames), slots, texts=(self.config.defaults.text_tokens,))
+        return self._method.layout((frames, *size), slots, texts=texts)
 
     def _encode(
         self, references: Sequence[Reference], settings: Settings, run: Callable[..., Any]

@@ -9,7 +9,7 @@ from flax import nnx
 from kaleido_jax.bundle import merge
 from kaleido_jax.diffusion import guidance, samplers
 from kaleido_jax.layout import Grid, TokenLayout
-from kaleido_jax.methods import cache, contextanyone
+from kaleido_jax.methods import cache, contextanyone, lct
 from kaleido_jax.methods.method import Condition, Method, velocity
 from kaleido_jax.parallel import divided
 from kaleido_jax.typing import Array, Float, Int, Params, UInt8
@@ -52,6 +52,25 @@ def reconstruct(
     """Latents of the references as the network paints them again."""
     transformer = merge(graphs["transformer"], weights["transformer"])
     return contextanyone.reconstruct(method, transformer, condition, layout=layout, patch=patch)
+
+
+def shot_by_shot(
+    weights: Weights,
+    noise: Float[Array, "one f h w z"],
+    steps: samplers.Steps,
+    condition: Condition,
+    scales: Float[Array, "b"],
+    *,
+    graphs: Graphs,
+    branches: Sequence[guidance.Branch],
+    method: lct.LCT,
+    layout: TokenLayout,
+    patch: Grid,
+) -> Float[Array, "one f h w z"]:
+    """The latents of a scene whose shots are made one after the other. condition, scales: as in `sampler_step`."""
+    transformer = merge(graphs["transformer"], weights["transformer"])
+    rule = guidance.Guidance(tuple(branches), tuple(jnp.unstack(scales)))
+    return lct.autoregress(method, transformer, noise, condition, rule=rule, steps=steps, layout=layout, patch=patch)
 
 
 def sampler_step(

@@ -19,6 +19,8 @@ class DataConfig:
     frames: int = 17
     references: int = 3  # at most this many a sample
     reference_frames: int = 1  # of a reference that is a clip, for methods that take clips
+    shots: int = 3  # of a scene, for methods that take scenes
+    single_shots: float = 0.25  # share of their samples that are one shot alone
     reference_buckets: bool = True  # cached batches of one reference count each: no compute on absent ones
     samples: int = 4096  # in the cache; the world itself never repeats one
     heldout: int = 96  # samples for the held-out loss
@@ -37,7 +39,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.references < 1:
             raise ValueError(f"data.references must be at least 1, got {self.references}")
-        for name in ("text_dropout", "reference_subsets"):
+        for name in ("text_dropout", "reference_subsets", "single_shots"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"data.{name} is a share in [0, 1], got {getattr(self, name)}")
 

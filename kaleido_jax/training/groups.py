@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kaleido_jax.data.groups import TruthDescriber, draw_group
+from kaleido_jax.data.groups import TruthDescriber, draw_group, draw_scene
 from kaleido_jax.data.latents import subject_share
 from kaleido_jax.data.world import World
 from kaleido_jax.methods import differential
@@ -67,4 +67,50 @@ class GroupSource:
             text_lengths=lengths,
             indices=np.arange(self.size, dtype=np.int32),
             reference_frames=frames,
+        )
+
+
+@dataclass(frozen=True)
+class SceneSource:
+    """LCT's samples as pixels: shots of one subject, a prompt for each, and one for the scene.
+
+    A share `data.single_shots` of the samples is a single shot without a scene, so that the base model's skill is kept;
+    a share `data.text_dropout` has empty prompts.
+    """
+
+    world: World
+    split: str
+    tokenizer: Tokenizer
+    config: DataConfig
+    size: int  # samples of a batch
+    seed: int
+    grid: tuple[int, int, int]  # latent frames, height and width of a shot
+    pixels: bool = True
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """How many batches are looked at where a source is gone through once."""
+        return max(1, self.config.heldout // self.size)
+
+    def batch(self, step: int) -> Batch:
+        data, random = self.config, np.random.default_rng([self.seed, 1, step])
+        scenes = [draw_scene(self.world, step * self.size + i, self.split, shots=data.shots) for i in range(self.size)]
+        empty = random.random(self.size) < data.text_dropout
+        alone = random.random(self.size) < data.single_shots
+        texts = ["" if drop else text for scene, drop in zip(scenes, empty) for text in (scene.prompt, *scene.prompts)]
+        ids, lengths = self.tokenizer.encode(texts, data.text_tokens)
+        ids, lengths = ids.reshape(self.size, 1 + data.shots, -1), lengths.reshape(self.size, 1 + data.shots).copy()
+        # A shot is there where its prompt is.
+        lengths[alone, 0], lengths[alone, 2:] = 0, 0
+        shares = [[subject_share(masks, self.grid) for masks in scene.masks] for scene in scenes]
+        height, width = scenes[0].videos.shape[2:4]
+        return Batch(
+            video=np.stack([scene.videos for scene in scenes]),
+            references=np.zeros((self.size, 0, height, width, 3), np.uint8),
+            reference_counts=np.zeros(self.size, np.int32),
+            subjects=np.zeros((self.size, 0), np.int32),
+            subject_share=np.concatenate(np.asarray(shares).swapaxes(0, 1), axis=1).astype(np.float32),
+            text=ids,
+            text_lengths=lengths,
+            indices=np.arange(self.size, dtype=np.int32),
         )

@@ -16,7 +16,7 @@ import numpy as np
 from kaleido_jax.config import to_json
 from kaleido_jax.errors import ExitCode
 from kaleido_jax.training import sheets
-from kaleido_jax.training.groups import GroupSource
+from kaleido_jax.training.groups import GroupSource, SceneSource
 from kaleido_jax.training.metrics import Metrics, Rate, duration, report
 from kaleido_jax.training.run import Run
 from kaleido_jax.training.signals import Signals
@@ -133,7 +133,7 @@ class Training:
     def evaluate(self) -> None:
         """The averaged weights' loss on held-out samples, at fixed times and noise."""
         with self._pause():
-            assert isinstance(self.heldout, CachedSource | GroupSource)
+            assert isinstance(self.heldout, CachedSource | GroupSource | SceneSource)
             batches = (self.heldout.batch(i) for i in range(self.heldout.batches_per_epoch))
             encoded = (self.run.latents(batch) if self.heldout.pixels else batch for batch in batches)
             losses = [np.asarray(self.run.programs.evaluate(self.state.average, batch)) for batch in encoded]
@@ -174,6 +174,8 @@ def draw_sheet(run: Run, state: TrainState, heldout: Source, path: Any) -> None:
     key = jax.random.fold_in(jax.random.key(run.experiment.seed), int(state.step))
     latents = run.programs.generate(state.average, batch, run.unconditional(batch), key)
     decode = lambda x: np.asarray(run.programs.decode(x))
+    shots = run.experiment.data.shots if run.method.data == "scene" else 1
+    scene = lambda x: np.concatenate([decode(shot) for shot in np.split(np.asarray(x), shots, axis=1)], axis=1)
     slots, pictures = range(batch.references.shape[1]), batch.references.ndim == 5
     sheets.write(
         path,
@@ -181,8 +183,8 @@ def draw_sheet(run: Run, state: TrainState, heldout: Source, path: Any) -> None:
             decode(batch.references[:, i : i + 1] if pictures else batch.references[:, i, :1])[:, 0] for i in slots
         ],
         counts=np.asarray(batch.reference_counts),
-        generated=decode(latents),
-        truth=decode(batch.video),
+        generated=scene(latents),
+        truth=scene(batch.video),
     )
 
 

@@ -26,7 +26,7 @@ from kaleido_jax.models.wan import WanTransformer
 from kaleido_jax.parallel import place, shardings
 from kaleido_jax.training.checkpoint import Checkpoints
 from kaleido_jax.training.experiment import Experiment
-from kaleido_jax.training.groups import GroupSource
+from kaleido_jax.training.groups import GroupSource, SceneSource
 from kaleido_jax.training.metrics import Rate, duration, report
 from kaleido_jax.training.programs import Programs
 from kaleido_jax.training.sources import CachedSource, Source, WorldSource
@@ -185,16 +185,18 @@ class Run:
             self.vae.config.latent_frames(data.reference_frames)  # raises for a clip that it cannot encode
             if split == "heldout":
                 data = dataclasses.replace(data, text_dropout=0.0)
-            return GroupSource(
-                world=self.world,
-                split=split,
-                tokenizer=self.tokenizer,
-                config=data,
-                size=experiment.train.batch,
-                seed=experiment.seed,
-                grid=grid,
-                factor=self.vae.config.temporal_factor,
-            )
+            common = {
+                "world": self.world,
+                "split": split,
+                "tokenizer": self.tokenizer,
+                "config": data,
+                "size": experiment.train.batch,
+                "seed": experiment.seed,
+                "grid": grid,
+            }
+            if self.method.data == "scene":
+                return SceneSource(**common)
+            return GroupSource(**common, factor=self.vae.config.temporal_factor)
         if split == "heldout":  # all references and every prompt: what is measured is the task itself
             data = dataclasses.replace(data, text_dropout=0.0, reference_subsets=0.0)
         if split == "heldout" or data.source == "latents":
@@ -206,8 +208,9 @@ class Run:
     def unconditional(self, batch: Batch) -> Batch:
         """A batch of latents with what guidance leaves out: prompts, and references where the method says so."""
         ids, lengths = self.tokenizer.encode([""], self.experiment.data.text_tokens)
-        text, text_lengths = np.broadcast_to(ids, batch.text.shape), np.broadcast_to(lengths, batch.text_lengths.shape)
-        empty = dataclasses.replace(batch, text=text, text_lengths=text_lengths)
+        text = np.broadcast_to(ids, batch.text.shape)
+        there = np.asarray(batch.text_lengths) > 0  # a shot without a prompt is absent, and stays so
+        empty = dataclasses.replace(batch, text=text, text_lengths=np.where(there, lengths[0], 0).astype(np.int32))
         if all(branch.references == "kept" for branch in self.method.guidance(2.0).branches):
             return empty
         data = self.experiment.data
@@ -216,14 +219,19 @@ class Run:
         return dataclasses.replace(empty, references=self.programs.encode(nothing).reshape(batch.references.shape))
 
     def latents(self, batch: Batch) -> Batch:
-        """A batch of pixels as a batch of latents; every reference is encoded alone."""
-        references = batch.references
+        """A batch of pixels as a batch of latents; every reference and every shot is encoded alone."""
+        references, video = batch.references, batch.video
+        if video.ndim == 6:  # scenes, which have no references
+            shots = self.programs.encode(video.reshape(-1, *video.shape[2:]))
+            shots = shots.reshape(video.shape[0], -1, *shots.shape[2:])
+            none = jnp.zeros((video.shape[0], 0, *shots.shape[2:]), shots.dtype)
+            return dataclasses.replace(batch, video=shots, references=none)
         clips = references if references.ndim == 6 else references[:, :, None]
         encoded = self.programs.encode(clips.reshape(-1, *clips.shape[2:]))
         encoded = encoded.reshape(*clips.shape[:2], *encoded.shape[1:])
         return dataclasses.replace(
             batch,
-            video=self.programs.encode(batch.video),
+            video=self.programs.encode(video),
             references=encoded if references.ndim == 6 else encoded[:, :, 0],
         )
 

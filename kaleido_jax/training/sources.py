@@ -14,7 +14,7 @@ import numpy as np
 from kaleido_jax.data.latents import LatentCache, subject_share
 from kaleido_jax.models.text import Tokenizer
 from kaleido_jax.training.experiment import DataConfig
-from kaleido_jax.training.groups import GroupSource
+from kaleido_jax.training.groups import GroupSource, SceneSource
 from kaleido_jax.training.state import Batch
 
 
@@ -104,7 +104,7 @@ class WorldSource:
 
 
 # Has a batch for every step, of latents, or of uint8 pixels where `pixels` is true.
-Source: TypeAlias = CachedSource | WorldSource | GroupSource
+Source: TypeAlias = CachedSource | WorldSource | GroupSource | SceneSource
 
 
 def choose_references(subjects: Sequence[int], config: DataConfig, random: np.random.Generator) -> list[int]:

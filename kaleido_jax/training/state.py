@@ -36,7 +36,7 @@ class Batch:
     clip and a sample may have several prompts; then their arrays have one axis more.
     """
 
-    video: AnyArray  # [b, f, h, w, z] latents
+    video: AnyArray  # [b, f, h, w, z] latents; the shots of a scene one after another
     references: AnyArray  # [b, r, h, w, z] latents of pictures, or [b, r, f, h, w, z] of clips
     reference_counts: AnyArray  # int32 [b]
     subject_share: AnyArray  # [b, f, h, w], of each latent's pixels

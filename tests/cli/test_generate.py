@@ -234,3 +234,8 @@ def test_a_damaged_model(kaleido, folder, model, name, damage):
 def test_a_primary_reference_that_there_is_not(generate, folder, no_model):
     code, _, err = generate("--reference", "cat.png", "--prompt", PROMPT, "--primary", "2")
     assert code == 2 and "primary is 2; it must be a whole number from 1 to 1" in err
+
+
+def test_a_scene_for_a_model_that_makes_none(generate, folder, no_model):
+    code, _, err = generate("--prompt", "a cat || it walks || it sleeps")
+    assert code == 2 and "only lct makes scenes of shots" in err

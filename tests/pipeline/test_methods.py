@@ -70,3 +70,19 @@ def test_references_that_anyid_cannot_take(anyid, tmp_path):
         anyid(references=[picture(0)], prompt=PROMPT, primary=3)
     with pytest.warns(UserWarning, match="no reference"), pytest.raises(UsageError, match="anyid takes 1 to 5"):
         anyid(references=[], prompt=PROMPT)
+
+
+@pytest.mark.parametrize("attention", ["bidirectional", "causal"])
+def test_a_scene_of_shots(attention):
+    """All together, or one after the other: then a shot cannot know of those after it."""
+    config = dataclasses.replace(TINY_CONFIG, method="lct", scheme="interleaved", options=(f"attention={attention}",))
+    pipeline = Pipeline(tiny_bundle(config))
+    scene = pipeline(references=[], prompt="a red cat || walks left || jumps right")
+    assert scene.video.shape == (10, 32, 48, 3)
+    other = pipeline(references=[], prompt="a red cat || walks left || a blue dog").video.astype(int)
+    changed = np.abs(other - scene.video).reshape(2, -1).mean(axis=1)
+    assert changed[1] > 0.1 and (changed[0] > 0) == (attention == "bidirectional")
+    with pytest.raises(UsageError, match="Shot 1 has no prompt"):
+        pipeline(references=[], prompt="a red cat || || walks")
+    with pytest.raises(UsageError, match="There are 1 references, and lct takes none"):
+        pipeline(references=[picture(0)], prompt="a red cat || walks")

@@ -37,7 +37,8 @@ def test_a_batch_of_groups(anyid):
     batches = [source.batch(step) for step in range(4)]
     frames = np.concatenate([batch.reference_frames for batch in batches])
     references = np.concatenate([batch.references for batch in batches])
-    assert references.shape[1:] == (2, 5, 32, 32, 3) and set(frames[:, 0].tolist()) == {1, 2}
+    assert references.shape[1:] == (2, 5, 32, 32, 3)
+    assert set(frames[:, 0].tolist()) == {1, anyid.vae.config.latent_frames(5)}
     assert (frames[:, 1] == 0).any() and (frames[:, 1] > 0).any()
     lengths = np.concatenate([batch.text_lengths for batch in batches])
     _, nothing = anyid.tokenizer.encode([""], 32)
@@ -79,3 +80,22 @@ def test_contextanyone_learns(experiment, prepared, tmp_path):
         state, values = run.programs.train(state, batch, jnp.zeros((), jnp.float32))
         losses.append(float(values["loss"]))
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:3])
+
+
+def test_scenes_are_learned_and_drawn(experiment, tmp_path):
+    data = dataclasses.replace(experiment.data, source="world", shots=2, single_shots=0.25, text_dropout=0.0)
+    sampling = dataclasses.replace(experiment.sampling, pictures=experiment.train.batch)
+    changed = dataclasses.replace(experiment, method="lct", data=data, sampling=sampling)
+    run = prepare(changed, tmp_path)
+    batches = [run.source("train").batch(step) for step in range(4)]
+    assert batches[0].video.shape == (4, 2, 5, 32, 32, 3)
+    assert batches[0].subject_share.shape[:2] == (4, 2 * run.vae.config.latent_frames(5))
+    present = np.concatenate([batch.text_lengths for batch in batches]) > 0
+    alone = ~present[:, 0]
+    assert alone.any() and not alone.all()
+    np.testing.assert_array_equal(present[alone], [[False, True, False]] * alone.sum())
+    assert present[~alone].all()
+    losses = learn(run, 25)
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:3])
+    draw_sheet(run, run.initial, run.source("heldout"), tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").stat().st_size > 1000

@@ -1,0 +1,26 @@
+"""Long Context Tuning of Wan2.1-T2V-14B: scenes of up to nine shots of 480 x 480 pixels.
+
+The paper tunes a network of 3 billion parameters that is not public, for 135,000 iterations on 128 H800, and 9,000 more
+with causal attention (`options=attention=causal`). It gives neither batch nor learning rate.
+"""
+
+import dataclasses
+
+from kaleido_jax.models.text import UMT5Config
+from kaleido_jax.models.wan import WanConfig
+from kaleido_jax.training.experiment import DataConfig, Experiment, FlowConfig, SamplingConfig, TrainConfig
+from kaleido_jax.training.optimizer import OptimizerConfig
+
+
+def config() -> Experiment:
+    return Experiment(
+        name="lct-14b",
+        method="lct",
+        transformer=dataclasses.replace(WanConfig.t2v_14b(), dtype="bfloat16"),
+        text=UMT5Config.xxl(),
+        data=DataConfig(source="world", size=480, frames=81, shots=9, text_tokens=512),
+        flow=FlowConfig(shift=5.0),
+        optimizer=OptimizerConfig(learning_rate=1e-5),
+        train=TrainConfig(steps=135_000, batch=8),
+        sampling=SamplingConfig(steps=50, guidance=5.0, shift=5.0, frames_per_second=16),
+    )
