@@ -1,7 +1,8 @@
 """Layers of the causal video VAE: each maps (activations, cache) to (activations, cache).
 
 A cache is what a layer must remember of the frames before the given ones; `None` says that the given frames begin the
-clip. So coding a clip whole, or chunk by chunk with the caches carried, is the same function.
+clip. So coding a clip whole, or chunk by chunk with the caches carried, is the same function. A `Split` says that the
+given pictures are one device's part of wider ones.
 """
 
 import jax
@@ -11,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from kaleido_jax.attention import attention
+from kaleido_jax.models.vae.split import Split
 
 # A layer may change every size but the batch: what comes out has names of its own.
 Input = Float[Array, "b f h w c"]
@@ -18,15 +20,20 @@ Output = Float[Array, "b g y x o"]
 Cache = Float[Array, "b _ _ _ _"] | None
 
 
-def same_convolution(x: Float[Array, "n h w i"], kernel: Float[Array, "y x i o"]) -> Float[Array, "n h w o"]:
-    """A 2-D convolution that keeps height and width; a 1 x 1 kernel is a matrix product."""
+Padding = str | tuple[tuple[int, int], tuple[int, int]]  # of height and width
+
+
+def same_convolution(
+    x: Float[Array, "n h w i"], kernel: Float[Array, "y x i o"], padding: Padding = "SAME"
+) -> Float[Array, "n a e o"]:
+    """A 2-D convolution that keeps height and width, unless padded otherwise; a 1 x 1 kernel is a matrix product."""
     if kernel.shape[:2] == (1, 1):
         return x @ kernel[0, 0]
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def convolution(
-    x: Float[Array, "b f h w i"], kernel: Float[Array, "t y x i o"], stride: int = 1
+    x: Float[Array, "b f h w i"], kernel: Float[Array, "t y x i o"], stride: int = 1, split: Split | None = None
 ) -> Float[Array, "b g h w o"]:
     """A 3-D convolution, "valid" in time with a stride there, "same" in height and width.
 
@@ -35,10 +42,13 @@ def convolution(
     """
     taps = kernel.shape[0]
     frames = (x.shape[1] - taps) // stride + 1
+    padding: Padding = "SAME"
+    if split is not None and kernel.shape[1:3] == (3, 3):
+        x, padding = split.extended(x, 1, 1), split.padding(1, 1)
 
     def tap(index: int) -> Array:
         picked = jax.lax.slice_in_dim(x, index, index + (frames - 1) * stride + 1, stride, axis=1)
-        return same_convolution(rearrange(picked, "b f h w c -> (b f) h w c"), kernel[index])
+        return same_convolution(rearrange(picked, "b f h w c -> (b f) h w c"), kernel[index], padding)
 
     return rearrange(sum((tap(i) for i in range(1, taps)), tap(0)), "(b f) h w c -> b f h w c", f=frames)
 
@@ -69,13 +79,13 @@ class Convolution(nnx.Module):
         self.kernel = nnx.Param(initial(rngs.params(), (*size, n_in, n_out), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((n_out,), jnp.float32))
 
-    def apply(self, x: Input, stride: int = 1) -> Output:
+    def apply(self, x: Input, stride: int = 1, split: Split | None = None) -> Output:
         """Of frames that already hold the past that the kernel needs."""
-        return convolution(x, self.kernel[...].astype(x.dtype), stride) + per_channel(self.bias[...], x)
+        return convolution(x, self.kernel[...].astype(x.dtype), stride, split) + per_channel(self.bias[...], x)
 
-    def __call__(self, x: Input, cache: Cache) -> tuple[Output, Cache]:
+    def __call__(self, x: Input, cache: Cache, split: Split | None = None) -> tuple[Output, Cache]:
         x = _after(x, cache, self.kernel.shape[0] - 1)
-        return self.apply(x), x[:, x.shape[1] - self.kernel.shape[0] + 1 :]
+        return self.apply(x, split=split), x[:, x.shape[1] - self.kernel.shape[0] + 1 :]
 
 
 def _after(x: Input, cache: Cache, past: int) -> Output:
@@ -95,10 +105,10 @@ class ResidualBlock(nnx.Module):
         self.conv2 = Convolution(n_out, n_out, (3, 3, 3), rngs, zero=True)
         self.shortcut = Convolution(n_in, n_out, (1, 1, 1), rngs) if n_in != n_out else None
 
-    def __call__(self, x: Input, cache: tuple | None) -> tuple[Output, tuple]:
+    def __call__(self, x: Input, cache: tuple | None, split: Split | None = None) -> tuple[Output, tuple]:
         first, second = (None, None) if cache is None else cache
-        y, first = self.conv1(jax.nn.silu(self.norm1(x)), first)
-        y, second = self.conv2(jax.nn.silu(self.norm2(y)), second)
+        y, first = self.conv1(jax.nn.silu(self.norm1(x)), first, split)
+        y, second = self.conv2(jax.nn.silu(self.norm2(y)), second, split)
         return y + (x if self.shortcut is None else self.shortcut.apply(x)), (first, second)
 
 
@@ -110,10 +120,12 @@ class AttentionBlock(nnx.Module):
         self.qkv = Convolution(channels, 3 * channels, (1, 1, 1), rngs)
         self.out = Convolution(channels, channels, (1, 1, 1), rngs, zero=True)
 
-    def __call__(self, x: Input) -> Input:
-        qkv = rearrange(self.qkv.apply(self.norm(x)), "b f h w (three c) -> three (b f) (h w) 1 c", three=3)
+    def __call__(self, x: Input, split: Split | None = None) -> Input:
+        q, k, v = rearrange(self.qkv.apply(self.norm(x)), "b f h w (three c) -> three (b f) (h w) 1 c", three=3)
+        if split is not None:
+            k, v = split.everywhere(k), split.everywhere(v)
         # A head as wide as all channels (384 to 1024) is more than kernels take, and the pixels of a frame are few.
-        y = attention(qkv[0], qkv[1], qkv[2], backend="reference")
+        y = attention(q, k, v, backend="reference")
         return x + self.out.apply(rearrange(y, "(b f) (h w) 1 c -> b f h w c", b=x.shape[0], h=x.shape[2]))
 
 
@@ -124,10 +136,11 @@ class Downsample(nnx.Module):
         self.spatial = Convolution(channels, channels, (1, 3, 3), rngs)
         self.temporal = Convolution(channels, channels, (3, 1, 1), rngs) if temporal else None
 
-    def __call__(self, x: Input, cache: Cache) -> tuple[Output, Cache]:
+    def __call__(self, x: Input, cache: Cache, split: Split | None = None) -> tuple[Output, Cache]:
         kernel = self.spatial.kernel[0].astype(x.dtype)
+        wide, padding = (x, ((0, 1), (0, 1))) if split is None else (split.extended(x, 0, 1), split.padding(0, 1))
         y = jax.lax.conv_general_dilated(
-            rearrange(x, "b f h w c -> (b f) h w c"), kernel, (2, 2), ((0, 1), (0, 1)),
+            rearrange(wide, "b f h w c -> (b f) h w c"), kernel, (2, 2), padding,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )  # fmt: skip
         x = rearrange(y, "(b f) h w c -> b f h w c", b=x.shape[0])
@@ -149,7 +162,7 @@ class Upsample(nnx.Module):
         self.spatial = Convolution(n_in, n_out, (1, 3, 3), rngs)
         self.temporal = Convolution(n_in, 2 * n_in, (3, 1, 1), rngs) if temporal else None
 
-    def __call__(self, x: Input, cache: Cache) -> tuple[Output, Cache]:
+    def __call__(self, x: Input, cache: Cache, split: Split | None = None) -> tuple[Output, Cache]:
         if self.temporal is not None:
             begins = cache is None
             # The first frame stays single and is not in the past that the temporal convolution sees.
@@ -159,7 +172,7 @@ class Upsample(nnx.Module):
             if rest.shape[1]:
                 rest = rearrange(self.temporal.apply(past), "b f h w (two c) -> b (f two) h w c", two=2)
                 x = jnp.concatenate([first, rest], axis=1) if begins else rest
-        return self.spatial.apply(repeat(x, "b f h w c -> b f (h p) (w q) c", p=2, q=2)), cache
+        return self.spatial.apply(repeat(x, "b f h w c -> b f (h p) (w q) c", p=2, q=2), split=split), cache
 
 
 def average_down(x: Input, channels: int, temporal: int, spatial: int, begins: bool) -> Output:
