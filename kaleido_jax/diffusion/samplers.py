@@ -70,12 +70,17 @@ def sample(
 
 def sample_scan(velocity: Velocity, noise: jax.Array, steps: Steps) -> jax.Array:
     """The same as `sample` in one `lax.scan`: one compiled program whatever the number of steps; call it under jit."""
+    return continued(velocity, start(noise), steps).x
+
+
+def continued(velocity: Velocity, state: State, steps: Steps) -> State:
+    """The state after some more steps, in one `lax.scan`: for a table of steps that is gone through in parts."""
 
     def body(state: State, row: Steps) -> tuple[State, None]:
         return advance(state, velocity(state.x, row.time), row), None
 
-    table = Steps(*(jnp.asarray(column, noise.dtype) for column in steps))
-    return jax.lax.scan(body, start(noise), table)[0].x
+    table = Steps(*(jnp.asarray(column, state.x.dtype) for column in steps))
+    return jax.lax.scan(body, state, table)[0]
 
 
 def start(noise: AnyArray) -> State:

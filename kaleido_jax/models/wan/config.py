@@ -64,6 +64,11 @@ class WanConfig:
         return dataclasses.replace(cls.t2v_14b(), in_channels=36, image_dim=1280)
 
     @classmethod
+    def i2v_a14b(cls) -> "WanConfig":
+        """Each expert of Wan2.2-I2V-A14B: channels as Wan2.1-I2V-14B's, and no branch for CLIP's image tokens."""
+        return dataclasses.replace(cls.t2v_14b(), in_channels=36)
+
+    @classmethod
     def ti2v_5b(cls) -> "WanConfig":
         """Wan2.2-TI2V-5B, with the Wan 2.2 VAE's 48 channels."""
         return cls(dim=3072, ffn_dim=14336, heads=24, layers=30, in_channels=48, out_channels=48)
