@@ -31,6 +31,8 @@ class Format:
     sizes: released sizes by name. markers: names of tensors that together only this layout has.
     weights: what the files are called, without their ending. documents: how its config.json calls itself (_class_name
       or model_type); a config.json that calls itself otherwise is that of another part of the release.
+    release: the one .pt file of a release's folder, if that is how it is laid out (the name of the file's own folder
+      stands in `torch_files.LATEST`). wrapper: the key under which .pt files hold the weights, if not at the top.
     """
 
     family: str
@@ -41,6 +43,8 @@ class Format:
     markers: tuple[str, ...]
     weights: str
     documents: tuple[str, ...] = ()
+    release: str = ""
+    wrapper: str = ""
 
     @property
     def module(self) -> Any:
@@ -122,6 +126,7 @@ _WAN: dict[str, Any] = {
         "Wan2.1-T2V-1.3B": WanConfig.t2v_1_3b,
         "Wan2.1-T2V-14B": WanConfig.t2v_14b,
         "Wan2.1-I2V-14B": WanConfig.i2v_14b,
+        "Wan2.2-I2V-A14B": WanConfig.i2v_a14b,
         "Wan2.2-TI2V-5B": WanConfig.ti2v_5b,
     },
 }
@@ -170,6 +175,17 @@ FORMATS: tuple[Format, ...] = (
         markers=("patch_embedding.weight", "condition_embedder.text_embedder.linear_1.weight", "scale_shift_table"),
         weights="diffusion_pytorch_model",
         documents=("WanTransformer3DModel",),
+    ),
+    Format(
+        **_WAN,
+        layout="kaleido-sat",
+        markers=(
+            "model.diffusion_model.mixins.patch_embed.proj.weight",
+            "model.diffusion_model.transformer.layers.0.attention.query_key_value.weight",
+        ),
+        weights="mp_rank_00_model_states",
+        release="1/mp_rank_00_model_states.pt",
+        wrapper="module",
     ),
     OurFormat(
         **_WAN,

@@ -11,6 +11,7 @@ from kaleido_jax.errors import InputError, printable
 from kaleido_jax.porting.safetensors import DTYPES, TensorInfo, refused
 
 SUFFIXES = (".pth", ".pt")
+LATEST = "latest"  # the file of a release's folder that names the folder of its weights
 # Keys under which training programs put the weights beside other things.
 _WRAPPERS = ("module", "state_dict", "model")
 
@@ -55,12 +56,16 @@ class TorchFile:
         self._tensors = {}
 
 
-def save(path: Path, safetensors_path: Path) -> None:
-    """Write the tensors of a safetensors file as a .pth file, reading them as they are written."""
+def save(path: Path, safetensors_path: Path, *, wrapper: str = "") -> None:
+    """Write the tensors of a safetensors file as a .pth file, under a key if `wrapper` names one.
+
+    They are read as they are written.
+    """
     import safetensors.torch
 
     torch = _torch()
-    torch.save(safetensors.torch.load_file(str(safetensors_path)), str(path))
+    tensors = safetensors.torch.load_file(str(safetensors_path))
+    torch.save({wrapper: tensors} if wrapper else tensors, str(path))
 
 
 def _torch() -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from kaleido_jax.errors import InputError, UsageError, printable
 from kaleido_jax.porting.safetensors import SafetensorsFile, refused
-from kaleido_jax.porting.torch_files import SUFFIXES, TorchFile
+from kaleido_jax.porting.torch_files import LATEST, SUFFIXES, TorchFile
 
 INDEX = ".safetensors.index.json"
 INDEX_BYTES = 16 << 20
@@ -122,6 +123,13 @@ def read_json(path: Path, limit: int) -> Any:
 
 def _of_folder(folder: Path) -> Path:
     """The one file of a folder that stands for its checkpoint."""
+    latest = folder / LATEST
+    if latest.is_file():  # of the libraries that keep several iterations
+        with latest.open("rb") as file:
+            name = file.read(65).strip().decode(errors="replace")
+        if not re.fullmatch(r"[\w-]{1,64}", name) or not (folder / name).is_dir():
+            raise refused(latest, [f"names {name!r}, which is no folder beside it"])
+        folder = folder / name
     indices = sorted(folder.glob("*" + INDEX))
     files = sorted(folder.glob("*.safetensors"))
     if indices:

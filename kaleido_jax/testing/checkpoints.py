@@ -68,9 +68,20 @@ def wan_folder(folder: Path, layout: str = "original", dtype=jnp.bfloat16, **cha
 
 
 def tensors_of(path: Path) -> dict[str, np.ndarray]:
-    """Every tensor of a safetensors file, or of all files of a folder, read by the public library."""
+    """Every tensor of a safetensors file, or of all files of a folder, read by the public libraries."""
+    if (path / "latest").is_file():
+        return _tensors_of_torch(path / (path / "latest").read_text())
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     return {name: tensor for file in files for name, tensor in safetensors.numpy.load_file(str(file)).items()}
+
+
+def _tensors_of_torch(folder: Path) -> dict[str, np.ndarray]:
+    import torch
+
+    (file,) = folder.iterdir()
+    tensors = torch.load(file, weights_only=True)["module"]
+    bits = lambda x: x.view(torch.int16).numpy().view(jnp.bfloat16) if x.dtype == torch.bfloat16 else x.numpy()
+    return {name: bits(tensor) for name, tensor in tensors.items()}
 
 
 def assert_same_bits(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> None:
