@@ -131,7 +131,8 @@ def test_a_picture_is_what_diffusers_pipeline_makes_of_it(texts, vae, with_last)
     theirs = pipeline(
         image=Image.fromarray(pictures[0]), last_image=Image.fromarray(pictures[1]) if with_last else None,
         prompt_embeds=torch.from_numpy(texts[1:]), negative_prompt_embeds=torch.from_numpy(texts[:1]), height=32,
-        width=48, num_frames=5, num_inference_steps=2, guidance_scale=4.0, latents=first(noise), output_type="latent", return_dict=False,
+        width=48, num_frames=5, num_inference_steps=2, guidance_scale=4.0, latents=first(noise),
+        output_type="latent", return_dict=False,
     )[0]  # fmt: skip
     images = [jnp.asarray(picture, jnp.float32)[None] / 127.5 - 1.0 for picture in pictures]
     latents = encode(conditioning_clip(images[0], 5, *images[1:]))
