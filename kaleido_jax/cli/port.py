@@ -13,9 +13,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to",
         default="diffusers",
-        choices=("original", "diffusers", "orbax", "kaleido"),
-        help="layout to write: of the original release, of diffusers or transformers, our own in orbax's or"
-        " safetensors' files (default: %(default)s)",
+        choices=("original", "diffusers", "kaleido-sat", "orbax", "kaleido"),
+        help="layout to write: of the original release, of diffusers or transformers, of Kaleido's release, our own in"
+        " orbax's or safetensors' files (default: %(default)s)",
     )
     parser.add_argument(
         "--dtype", metavar="NAME", help="convert to this dtype, such as bfloat16; else each keeps its own"

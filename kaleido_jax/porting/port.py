@@ -13,11 +13,11 @@ import jax
 import numpy as np
 
 from kaleido_jax.errors import InputError, UsageError, printable
-from kaleido_jax.models.mapping import Table, places, torch_shapes
+from kaleido_jax.models.mapping import Table, differences, places, torch_shapes
 from kaleido_jax.names import lookup
 from kaleido_jax.parallel import partition_spec
 from kaleido_jax.porting import orbax, torch_files
-from kaleido_jax.porting.formats import OURS, Format, layout_of
+from kaleido_jax.porting.formats import FORMATS, OURS, Format, layout_of
 from kaleido_jax.porting.parameters import Arrays, Checkpoint, Parameters, read, tensor_chunks
 from kaleido_jax.porting.safetensors import DTYPES, TensorInfo, refused
 from kaleido_jax.porting.writing import replacing, write_file, write_folder
@@ -54,7 +54,8 @@ def port(
     Args:
       source: a safetensors file, an index of shards, a .pth file, or a folder that holds one checkpoint.
       destination: a folder; or one file, if it ends with .safetensors or .pth.
-      to: "original", "diffusers", "orbax", "kaleido" (our own names), or another layout of the family.
+      to: "original", "diffusers", "orbax", "kaleido" (our own names), or another layout of the family, such as
+        "kaleido-sat".
       dtype: of the tensors written; None keeps each one's own.
       allow_nonfinite: write weights that hold NaN or infinity.
       overwrite: replace a destination that exists.
@@ -66,38 +67,46 @@ def port(
       InputError: listing everything that is wrong with the source. The destination is untouched then.
       StorageError: the destination cannot be written. It is untouched then.
     """
-    destination, to_orbax = Path(destination), to == "orbax"
-    target = None if dtype is None else lookup(FLOATS, dtype, "dtype")
-    if to_orbax and destination.suffix in (".safetensors", *torch_files.SUFFIXES):
-        raise UsageError(f"an orbax checkpoint is a folder, and {printable(destination.name)} is called like a file")
-    with replacing(destination, overwrite=overwrite) as temporary, _opened(Path(source)) as (row, config, parameters):
-        goal = layout_of(row.family, OURS if to_orbax else to)
-        tensors = _tensors(goal, config, parameters, target)
-        total = sum(info.nbytes for info in tensors.values())
-        job = _Job(parameters, tensors, goal.table(config), progress, total)
-        if to_orbax:
-            orbax.save(temporary, job.arrays(), goal, config)
-        elif destination.suffix == ".safetensors":
-            write_file(temporary, tensors, job.chunks)
-        elif destination.suffix in torch_files.SUFFIXES:
-            between = temporary.with_suffix(".safetensors")
-            try:
-                write_file(between, tensors, job.chunks)
-                torch_files.save(temporary, between)
-            finally:
-                between.unlink(missing_ok=True)
-        else:
-            temporary.mkdir()
-            document = goal.config_document(config)
-            if document:
-                (temporary / "config.json").write_text(json.dumps(document, indent=2) + "\n")
-            write_folder(temporary, goal.weights, tensors, job.chunks, shard_bytes=shard_bytes)
-        problems = [f"{name} does not fit {dtype}" for name in sorted(job.overflowed)]
-        if not allow_nonfinite:
-            problems += [f"{name} holds NaN or infinity" for name in sorted(parameters.nonfinite)]
-        if problems:
-            raise refused(source, problems)
-    return Ported(row.family, "orbax" if to_orbax else goal.layout, config, len(tensors), total)
+    target = _Target(Path(destination), to, _dtype(dtype), allow_nonfinite, overwrite, shard_bytes, progress)
+    with target.replaced() as temporary, _opened(Path(source)) as (row, config, parameters):
+        return target.write(temporary, row.family, config, parameters, str(source))
+
+
+def export(
+    parameters: Mapping[str, Any],
+    config: Any,
+    destination: str | os.PathLike[str],
+    *,
+    to: str = "diffusers",
+    dtype: str | None = None,
+    allow_nonfinite: bool = False,
+    overwrite: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Progress | None = None,
+) -> Ported:
+    """Write parameters that are in memory, on devices or on the host, as `port` writes those of a checkpoint.
+
+    Arrays that lie on a mesh are fetched a layer at a time; all of each must be within reach of this process.
+
+    Args:
+      parameters: by dotted name, as `load` gives them. config: their sizes, e.g. a WanConfig.
+      destination, to, dtype, allow_nonfinite, overwrite, shard_bytes, progress: as of `port`.
+
+    Raises:
+      UsageError, StorageError: as `port`.
+      InputError: listing every parameter that is missing, unexpected, of another shape, or not finite.
+    """
+    row = next((row for row in FORMATS if row.config is type(config)), None)
+    if row is None:
+        kinds = ", ".join(sorted({row.config.__name__ for row in FORMATS}))
+        raise UsageError(f"config is a {type(config).__name__}; weights can be written for {kinds}")
+    shapes = {name: tuple(leaf.shape) for name, leaf in row.shapes(config).items()}
+    problems = differences({name: tuple(x.shape) for name, x in parameters.items()}, shapes)
+    if problems:
+        raise refused("the parameters", problems)
+    target = _Target(Path(destination), to, _dtype(dtype), allow_nonfinite, overwrite, shard_bytes, progress)
+    with target.replaced() as temporary:
+        return target.write(temporary, row.family, config, Arrays(parameters), "the parameters")
 
 
 def load(
@@ -118,7 +127,7 @@ def load(
     Raises:
       InputError: listing everything that is wrong with the source.
     """
-    target = None if dtype is None else lookup(FLOATS, dtype, "dtype")
+    target = _dtype(dtype)
     place = functools.partial(_sharding, mesh)
     path = Path(source)
     if orbax.is_orbax(path):
@@ -138,6 +147,16 @@ def load(
     return config, arrays
 
 
+def _write_torch(path: Path, goal: Format, tensors: Mapping[str, TensorInfo], job: "_Job") -> None:
+    """PyTorch's own file, made from a safetensors file beside it, whose tensors torch reads as it writes them."""
+    between = path.with_suffix(".safetensors")
+    try:
+        write_file(between, tensors, job.chunks)
+        torch_files.save(path, between, wrapper=goal.wrapper)
+    finally:
+        between.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def _opened(source: Path) -> Iterator[tuple[Format, Any, Parameters]]:
     """(format, sizes, parameters) of a source that has no problems, open while the block runs."""
@@ -149,6 +168,57 @@ def _opened(source: Path) -> Iterator[tuple[Format, Any, Parameters]]:
     with contextlib.closing(checkpoint):
         checkpoint.check()
         yield checkpoint.format, checkpoint.config, checkpoint
+
+
+@dataclasses.dataclass(frozen=True)
+class _Target:
+    """What is to be written, and where."""
+
+    destination: Path
+    to: str
+    dtype: np.dtype | None
+    allow_nonfinite: bool
+    overwrite: bool
+    shard_bytes: int
+    progress: Progress | None
+
+    def replaced(self) -> contextlib.AbstractContextManager[Path]:
+        """A path beside the destination, to be written."""
+        if self.to == "orbax" and self.destination.suffix in (".safetensors", *torch_files.SUFFIXES):
+            raise UsageError(
+                f"an orbax checkpoint is a folder, and {printable(self.destination.name)} looks like a file"
+            )
+        return replacing(self.destination, overwrite=self.overwrite)
+
+    def write(self, path: Path, family: str, config: Any, parameters: Parameters, source: str) -> Ported:
+        """Write the parameters at a path beside the destination. Raises InputError naming those that are no numbers."""
+        goal = layout_of(family, OURS if self.to == "orbax" else self.to)
+        tensors = _tensors(goal, config, parameters, self.dtype)
+        total = sum(info.nbytes for info in tensors.values())
+        job = _Job(parameters, tensors, goal.table(config), self.progress, total)
+        if self.to == "orbax":
+            orbax.save(path, job.arrays(), goal, config)
+        elif self.destination.suffix == ".safetensors":
+            write_file(path, tensors, job.chunks)
+        elif self.destination.suffix in torch_files.SUFFIXES:
+            _write_torch(path, goal, tensors, job)
+        elif goal.release:
+            file = path / goal.release
+            file.parent.mkdir(parents=True)
+            _write_torch(file, goal, tensors, job)
+            (path / torch_files.LATEST).write_text(file.parent.name)
+        else:
+            path.mkdir()
+            document = goal.config_document(config)
+            if document:
+                (path / "config.json").write_text(json.dumps(document, indent=2) + "\n")
+            write_folder(path, goal.weights, tensors, job.chunks, shard_bytes=self.shard_bytes)
+        problems = [f"{name} does not fit {self.dtype}" for name in sorted(job.overflowed)]
+        if not self.allow_nonfinite:
+            problems += [f"{name} holds NaN or infinity" for name in sorted(parameters.nonfinite)]
+        if problems:
+            raise refused(source, problems)
+        return Ported(family, "orbax" if self.to == "orbax" else goal.layout, config, len(tensors), total)
 
 
 class _Job:
@@ -204,6 +274,10 @@ def _tensors(goal: Format, config: Any, parameters: Parameters, target: np.dtype
     if problems:
         raise InputError(f"{len(problems)} tensors cannot be written: {'; '.join(problems[:20])}.")
     return tensors
+
+
+def _dtype(name: str | None) -> np.dtype | None:
+    return None if name is None else lookup(FLOATS, name, "dtype")
 
 
 def _sharding(mesh: jax.sharding.Mesh | None, name: str, leaf: jax.ShapeDtypeStruct) -> jax.sharding.Sharding:

@@ -1,5 +1,6 @@
 """Checkpoints from one kind to another: bitwise there and back, loaded by those who made the formats, and refused."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -13,12 +14,18 @@ import torch
 import transformers
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
+from kaleido_jax.bundle import load_bundle, parameters
+from kaleido_jax.config import to_json
 from kaleido_jax.errors import InputError, StorageError, UsageError
 from kaleido_jax.models.mapping import from_torch
 from kaleido_jax.models.text.umt5 import params as umt5_params
-from kaleido_jax.porting import load, port, writing
+from kaleido_jax.models.vae.config import VAEConfig
+from kaleido_jax.models.wan.config import WanConfig
+from kaleido_jax.parallel import MeshConfig
+from kaleido_jax.porting import export, load, port, writing
 from kaleido_jax.porting.formats import FORMATS, OURS, layouts
 from kaleido_jax.testing.checkpoints import SMALL, assert_same_bits, random_tensors, tensors_of, wan_folder, write
+from kaleido_jax.testing.tiny import TINY_CONFIG, save_tiny_bundle
 from kaleido_jax.testing.wan import TINY, diffusers_model, random_inputs, run_peer
 from kaleido_jax.testing.weights import randomise
 
@@ -254,6 +261,54 @@ def test_torch_is_not_needed_for_safetensors(tmp_path):
     assert (tmp_path / "there" / "config.json").exists() and not (tmp_path / "other").exists()
 
 
+def test_arrays_of_a_mesh_are_exported(tmp_path):
+    """docs/porting.md: from a release to a mesh, changed there, and back to a folder that diffusers loads."""
+    config = TINY
+    model = randomise(diffusers_model(config), 0)
+    model.save_pretrained(tmp_path / "release")
+    port(tmp_path / "release", tmp_path / "arrays", to="orbax")
+    sizes, arrays = load(tmp_path / "arrays", mesh=MeshConfig(fsdp=8).make())
+    arrays = {name: array * 2 for name, array in arrays.items()}
+    exported = export(arrays, sizes, tmp_path / "trained", dtype="bfloat16")
+    assert (exported.family, exported.layout, exported.config) == ("wan", "diffusers", config)
+    options = {"torch_dtype": torch.float32, "output_loading_info": True}
+    again, information = WanTransformer3DModel.from_pretrained(tmp_path / "trained", **options)
+    assert not any(information.values()), information
+    for name, value in again.state_dict().items():
+        assert torch.equal(value, (2 * model.state_dict()[name]).bfloat16().float()), name
+    broken = arrays | {"extra": np.zeros(2)}
+    broken["head.projection.bias"] = np.full(broken["head.projection.bias"].shape, np.nan, np.float32)
+    with pytest.raises(InputError, match="the parameters: unexpected extra"):
+        export(broken, sizes, tmp_path / "other")
+    del broken["extra"]
+    with pytest.raises(InputError, match=r"the parameters: head\.projection\.bias holds NaN"):
+        export(broken, sizes, tmp_path / "other")
+    with pytest.raises(UsageError, match=r"config is a dict; weights can be written for .*WanConfig"):
+        export(arrays, {}, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_release_becomes_a_model_folder(tmp_path):
+    """docs/porting.md: three files of a release, a config.json and a tokenizer are a folder for `load_bundle`."""
+    config = dataclasses.replace(
+        TINY_CONFIG,
+        transformer=WanConfig(dim=128, ffn_dim=64, heads=1, layers=2, text_dim=16, freq_dim=32),
+        vae=dataclasses.replace(VAEConfig.wan2_1(), base_dim=8, decoder_base_dim=8, num_res_blocks=1),
+    )
+    given = load_bundle(save_tiny_bundle(tmp_path / "given", config))
+    files = {"transformer": "transformer.safetensors", "vae": "Wan2.1_VAE.pth", "text": "models_t5.pth"}
+    for part, name in files.items():
+        port(tmp_path / "given" / f"{part}.safetensors", tmp_path / "release" / name, to="original")
+        ported = port(tmp_path / "release" / name, tmp_path / "model" / f"{part}.safetensors", to="kaleido")
+        assert ported.config == getattr(config, part)
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"format": 1} | to_json(config)))
+    given.tokenizer.save(tmp_path / "model" / "tokenizer.json")
+    again = load_bundle(tmp_path / "model")
+    for part in files:
+        ours, theirs = parameters(getattr(again, part)), parameters(getattr(given, part))
+        assert_same_bits({n: np.asarray(x) for n, x in ours.items()}, {n: np.asarray(x) for n, x in theirs.items()})
+
+
 def test_unknown_layouts_and_sources(tmp_path):
     source = wan_folder(tmp_path / "source")
     with pytest.raises(
@@ -265,3 +320,20 @@ def test_unknown_layouts_and_sources(tmp_path):
     with pytest.raises(UsageError, match=r"there is no .*nowhere"):
         port(tmp_path / "nowhere", tmp_path / "there")
     assert os.listdir(tmp_path) == ["source"]
+
+
+def test_the_folder_of_kaleidos_own_code(tmp_path):
+    """What its loader looks for: a file that names the iteration's folder, and in that one a .pt with a `module`."""
+    source = wan_folder(tmp_path / "source", "diffusers")
+    port(source, tmp_path / "sat", to="kaleido-sat")
+    assert sorted(str(x.relative_to(tmp_path / "sat")) for x in (tmp_path / "sat").rglob("*")) == [
+        "1", "1/mp_rank_00_model_states.pt", "latest",
+    ]  # fmt: skip
+    document = torch.load(tmp_path / "sat" / "1" / "mp_rank_00_model_states.pt", weights_only=True)
+    fused = document["module"]["model.diffusion_model.transformer.layers.2.cross_attention.key_value.weight"]
+    assert list(document) == ["module"] and fused.shape == (512, 256) and fused.dtype == torch.bfloat16
+    port(tmp_path / "sat", tmp_path / "back", to="diffusers")
+    assert_same_bits(tensors_of(tmp_path / "back"), tensors_of(source))
+    (tmp_path / "sat" / "latest").write_text("../sat/1")
+    with pytest.raises(InputError, match=r"latest: names '\.\./sat/1', which is no folder beside it"):
+        port(tmp_path / "sat", tmp_path / "again", to="diffusers")
