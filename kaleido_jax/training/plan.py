@@ -7,8 +7,8 @@ times follow from rates that `parallel.chips` gives with their sources.
 import dataclasses
 import functools
 import math
+import re
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -38,6 +38,7 @@ from kaleido_jax.training.state import Batch, create
 _ATTENTION_ROUNDS = {"everything": 3.5, "products": 3.5, "attention": 3.5, "nothing": 4.5}
 # VAEs by the number of their latent channels, where an experiment names no folder.
 _VAES = {16: VAEConfig.wan2_1, 48: VAEConfig.wan2_2}
+_IMAGE_TOKENS = 257  # of CLIP's ViT-H/14, for a network with an image branch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,17 +109,16 @@ def plan(experiment: Experiment, devices: list[Any], chip: Chip, *, target: str,
     quick: with the least effort that the TPU's compiler knows; the temporary memory is then an upper bound.
 
     Raises:
-      UsageError: the mesh does not divide devices, batch or heads; or the method's data are not pictures.
+      UsageError: the mesh does not divide devices, batch or heads.
     """
     filled = experiment.mesh.filled(len(devices))
     mesh = filled.make(devices)
     _check(experiment, filled)
     made = _abstract_step(experiment)
     began = time.monotonic()
-    compiled, state_bytes = _compile(made, mesh, chip.platform, quick)
+    text, sizes = _compile(made, mesh, chip.platform, quick)
     seconds = time.monotonic() - began
-    sent = traffic(compiled.as_text(), mesh)
-    return _made_of(made, filled, mesh, chip, target, compiled.memory_analysis(), state_bytes, sent, seconds)
+    return _made_of(made, filled, mesh, chip, target, sizes, traffic(text, mesh), seconds)
 
 
 def _check(experiment: Experiment, mesh: MeshConfig) -> None:
@@ -134,32 +134,36 @@ def _check(experiment: Experiment, mesh: MeshConfig) -> None:
 
 def _abstract_step(experiment: Experiment) -> _Step:
     method = create_method(experiment.method, experiment.scheme, experiment.options)
-    if method.data != "pictures":
-        raise UsageError(f"method is {experiment.method}, which trains on a {method.data}; plans know pictures only")
     data, transformer = experiment.data, experiment.transformer
     if transformer.out_channels not in _VAES:
         raise UsageError(f"transformer.out_channels is {transformer.out_channels}; plans know latents of 16 and 48")
     vae = _VAES[transformer.out_channels]()
-    latents = (vae.latent_frames(data.frames), *(side // vae.spatial_factor for side in data.picture))
+    shots = data.shots if method.data == "scene" else 1
+    prompts = 1 + shots if method.data == "scene" else 1
+    slots = 0 if method.data == "scene" else data.references
+    clip = vae.latent_frames(data.reference_frames) if method.data == "group" else 1
+    latents = (shots * vae.latent_frames(data.frames), *(side // vae.spatial_factor for side in data.picture))
 
     def empty() -> Batch:
         zeros = lambda *sizes, dtype=jnp.int32: jnp.zeros((experiment.train.batch, *sizes), dtype)
-        embedded = lambda: zeros(data.text_tokens, transformer.text_dim, dtype=jnp.bfloat16)
+        embedded = lambda: zeros(prompts * data.text_tokens, transformer.text_dim, dtype=jnp.bfloat16)
         return Batch(
             video=zeros(*latents, vae.z_dim, dtype=jnp.float32),
-            references=zeros(data.references, *latents[1:], vae.z_dim, dtype=jnp.float32),
+            references=zeros(slots, clip, *latents[1:], vae.z_dim, dtype=jnp.float32),
             reference_counts=zeros(),
             subject_share=zeros(*latents, dtype=jnp.float32),
-            subjects=zeros(data.references),
-            text=embedded() if data.text_embeddings else zeros(data.text_tokens),
-            text_lengths=zeros(),
+            subjects=zeros(slots),
+            text=embedded() if data.text_embeddings else zeros(prompts, data.text_tokens),
+            text_lengths=zeros(prompts),
             indices=zeros(),
+            reference_frames=zeros(slots),
+            image=zeros(_IMAGE_TOKENS, transformer.image_dim, dtype=jnp.bfloat16) if transformer.image_dim else None,
         )
 
     batch = jax.eval_shape(empty)
     pt, ph, pw = transformer.patch
     grid = (latents[0] // pt, latents[1] // ph, latents[2] // pw)
-    layout = method.layout(grid, [(1, *grid[1:])] * data.references, texts=(data.text_tokens,))
+    layout = method.layout(grid, [(clip, *grid[1:])] * slots, texts=(data.text_tokens,) * prompts)
     graphs, weights = {}, {}
     made = {"transformer": lambda: WanTransformer(transformer, nnx.Rngs(0))}
     if not data.text_embeddings:
@@ -170,8 +174,8 @@ def _abstract_step(experiment: Experiment) -> _Step:
     return _Step(experiment, method, step.Networks(**graphs), layout, state, batch)
 
 
-def _compile(made: _Step, mesh: Mesh, platform: str, quick: bool = False) -> tuple[Any, dict[str, int]]:
-    """The compiled step, and the bytes of one device by kind that are known without it."""
+def _compile(made: _Step, mesh: Mesh, platform: str, quick: bool = False) -> tuple[str, dict[str, int]]:
+    """The compiled step's text ("" if it does not fit), and the bytes of one device by kind."""
     places = shardings(made.state, mesh), batch_shardings(made.batch, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
     placed = lambda tree, where: jax.tree.map(
@@ -185,10 +189,18 @@ def _compile(made: _Step, mesh: Mesh, platform: str, quick: bool = False) -> tup
     options = {"exec_time_optimization_effort": -1.0} if quick and platform == "tpu" else None
     with jax.set_mesh(mesh):
         program = jax.jit(made.function, donate_argnums=0, out_shardings=(places[0], everywhere))
-        compiled = program.trace(*arguments).lower(lowering_platforms=(platform,)).compile(options)
+        lowered = program.trace(*arguments).lower(lowering_platforms=(platform,))
+        try:
+            compiled = lowered.compile(options)
+            temporary, text = int(compiled.memory_analysis().temp_size_in_bytes), compiled.as_text()
+        except jax.errors.JaxRuntimeError as error:  # the compilers of TPUs give up on what does not fit
+            needed = re.search(r"total memory required for HLO temporaries \(([\d.]+)([MG])\)", str(error))
+            if needed is None:
+                raise
+            temporary, text = int(float(needed[1]) * {"M": 2**20, "G": 2**30}[needed[2]]), ""
     size = lambda name: bytes_per_device(getattr(made.state, name), getattr(places[0], name))
     known = {"weights": size("parameters"), "average": size("average"), "moments": size("moments")}
-    return compiled, known | {"batch": bytes_per_device(made.batch, places[1])}
+    return text, known | {"batch": bytes_per_device(made.batch, places[1]), "temporary": temporary}
 
 
 def forward_flops(made: _Step) -> tuple[int, int]:
@@ -217,8 +229,7 @@ def _made_of(
     mesh: Mesh,
     chip: Chip,
     target: str,
-    sizes: Any,
-    state_bytes: Mapping[str, int],
+    sizes: dict[str, int],
     sent: Traffic,
     compile_seconds: float,
 ) -> Plan:
@@ -227,13 +238,6 @@ def _made_of(
     progress = jax.ShapeDtypeStruct((), jnp.float32)
     computed = count(made.function, made.state, made.batch, progress)
     attention = int(attention * _ATTENTION_ROUNDS[experiment.train.keep])
-    kept = dict(state_bytes)
-    kept["temporary"] = int(sizes.temp_size_in_bytes)
-    kept["other"] = max(
-        0,
-        int(sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes)
-        - sum(state_bytes.values()),
-    )
     by_axes: dict[str, dict[str, float]] = {}
     for (axes, kind), size in sent.bytes.items():
         by_axes.setdefault(axes, {})[kind] = size
@@ -254,7 +258,7 @@ def _made_of(
         mesh=str(config),
         batch=experiment.train.batch,
         tokens=made.layout.tokens("visual"),
-        bytes=kept,
+        bytes=sizes,
         memory=int(chip.memory),
         model_flops=3 * forward,
         computed_flops=computed,

@@ -116,12 +116,13 @@ class Programs:
         pt, ph, pw = self._experiment.transformer.patch
         _, frames, height, width, _ = batch.video.shape
         slots, long = batch.references.shape[1], batch.references.shape[2] if batch.references.ndim == 6 else 1
-        embedded = self._networks.text is None  # [b, m, d], of one prompt
-        prompts = batch.text.shape[1] if batch.text.ndim == 3 and not embedded else 1
+        prompts = batch.text_lengths.shape[1] if batch.text_lengths.ndim == 2 else 1
+        embedded = self._networks.text is None  # [b, m, d], all prompts one after another
+        words = batch.text.shape[1] // prompts if embedded else batch.text.shape[-1]
         return self._method.layout(
             (frames // pt, height // ph, width // pw),
             [(-(-long // pt), height // ph, width // pw)] * slots,
-            texts=(batch.text.shape[1 if embedded else -1],) * prompts,
+            texts=(words,) * prompts,
         )
 
 

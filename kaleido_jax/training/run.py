@@ -68,6 +68,12 @@ class Run:
                 f"transformer.in_channels is {experiment.transformer.in_channels}; {experiment.method} with latents of "
                 f"{vae.config.z_dim} channels and {experiment.data.references} reference slots needs {needed}"
             )
+        tokens = vae.config.z_dim * experiment.transformer.patch[1] * experiment.transformer.patch[2]
+        if experiment.transformer.image_dim not in (None, tokens):
+            raise UsageError(
+                f"transformer.image_dim is {experiment.transformer.image_dim}; this version trains without an image "
+                f"encoder, on patches of the references' latents, so it must be {tokens}"
+            )
         networks = functools.partial(_networks, experiment)
         graphs = {name: nnx.split(module)[0] for name, module in nnx.eval_shape(networks).items()}
         self.networks = Networks(**graphs)

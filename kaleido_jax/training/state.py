@@ -45,6 +45,7 @@ class Batch:
     text_lengths: AnyArray  # int32 [b], or [b, prompts]
     indices: AnyArray  # int32 [b], place in the batch that the random numbers of a sample are drawn for
     reference_frames: AnyArray | None = None  # int32 [b, r], latent frames of each clip; None: pictures
+    image: AnyArray | None = None  # [b, p, e] tokens of an image encoder, for a method that reads them
 
 
 def create(config: OptimizerConfig, parameters: Mapping[str, Mapping[str, Array]]) -> TrainState:

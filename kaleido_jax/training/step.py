@@ -71,6 +71,7 @@ def condition_of(batch: Batch, encoder: UMT5Encoder | None) -> Condition:
         references=[references[:, i] for i in range(slots)],
         reference_frames=frames,
         subjects=jnp.asarray(batch.subjects),
+        image=None if batch.image is None else jnp.asarray(batch.image).astype(jnp.float32),
     )
 
 
