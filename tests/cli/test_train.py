@@ -27,7 +27,14 @@ def overrides(tmp_path_factory):
     """The smoke config with a VAE that was never trained, small enough to encode at once."""
     folder = tmp_path_factory.mktemp("vae")
     config = dataclasses.replace(
-        VAEConfig.miniature(), z_dim=4, base_dim=4, decoder_base_dim=4, latents_mean=(0.0,) * 4, latents_std=(1.0,) * 4
+        VAEConfig.miniature(),
+        z_dim=4,
+        base_dim=4,
+        decoder_base_dim=4,
+        dim_mult=(1, 1, 1),
+        num_res_blocks=1,
+        latents_mean=(0.0,) * 4,
+        latents_std=(1.0,) * 4,
     )
     (folder / "config.json").write_text(json.dumps({"format": 1, "vae": to_json(config)}))
     random = np.random.default_rng(0)
@@ -60,7 +67,7 @@ def overrides(tmp_path_factory):
     ],
 )
 def test_wrong_usage_is_one_sentence(arguments, words, overrides, tmp_path, capsys):
-    extra = overrides[:1] if "--export" in arguments else []
+    extra = overrides if "--export" in arguments else []
     code = main(["train", *arguments[:1], "--workdir", str(tmp_path), *arguments[1:], *extra])
     assert code in (ExitCode.USAGE, ExitCode.BAD_INPUT)
     message = capsys.readouterr().err
