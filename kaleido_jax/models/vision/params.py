@@ -9,6 +9,8 @@ names one module of ours and what it is called there, with {} for the layer.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -16,8 +18,20 @@ import jax
 import numpy as np
 from flax import nnx
 
+from kaleido_jax.errors import InputError
 from kaleido_jax.models import mapping as tables
-from kaleido_jax.models.mapping import MATRIX, SAME, Entry, Kind, Shape, Transform
+from kaleido_jax.models.mapping import (
+    MATRIX,
+    SAME,
+    Entry,
+    Kind,
+    Shape,
+    Transform,
+    layers_of,
+    size_of,
+    told,
+    told_number,
+)
 from kaleido_jax.models.vision.config import VisionConfig
 from kaleido_jax.models.vision.modeling import VisionEncoder
 
@@ -28,16 +42,16 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
     "dino": ("huggingface", "original"),
     "dinov2": ("huggingface", "original"),
 }
-# Tensors of a whole CLIP that are not the vision tower's, by the beginning of their names: a file may hold them too.
-OTHER_TOWERS: dict[Layout, tuple[str, ...]] = {
-    "huggingface": ("text_model.", "text_projection.", "logit_scale", "vision_model.embeddings.position_ids"),
+# Tensors that a file may hold beside the vision tower's: the rest of a whole CLIP, and a table of numbers.
+IGNORED: dict[Layout, tuple[str, ...]] = {
+    "huggingface": (r"text_model\..*", r"text_projection\..*", "logit_scale", r".*\.position_ids"),
     "open_clip": (
-        "transformer.", "text.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection",
-        "logit_scale", "input_resolution", "context_length", "vocab_size",
+        r"(transformer|text|token_embedding|ln_final)\..*",
+        "positional_embedding|text_projection|logit_scale|input_resolution|context_length|vocab_size",
     ),
-    "wan": ("textual.", "log_scale"),
+    "wan": (r"textual\..*", "log_scale"),
     "original": (),
-}  # fmt: skip
+}
 
 _KINDS: dict[str, Kind] = {
     "linear": ((".kernel", ".weight", MATRIX), (".bias", ".bias", SAME)),
@@ -232,12 +246,13 @@ def from_torch(
 ) -> dict[str, np.ndarray]:
     """Parameters by dotted name from a PyTorch state dict (arrays, or tensors that numpy can read).
 
-    A file of a whole CLIP may be given: what belongs to its text tower is left out (`OTHER_TOWERS`).
+    A file of a whole CLIP may be given: what belongs to its text tower is left out (`IGNORED`).
 
     Raises:
       InputError: naming every tensor that is missing, unexpected or of another shape.
     """
-    tensors = {name: x for name, x in tensors.items() if not name.startswith(OTHER_TOWERS[layout])}
+    ignored = re.compile("|".join(IGNORED[layout]))
+    tensors = {name: x for name, x in tensors.items() if not (IGNORED[layout] and ignored.fullmatch(name))}
     what = f"{config.family} vision weights of layout {layout}"
     return tables.from_torch(tensors, mapping(config, layout), abstract_parameters(config), what)
 
@@ -247,3 +262,118 @@ def to_torch(
 ) -> dict[str, np.ndarray]:
     """The inverse of `from_torch`, without a text tower."""
     return tables.to_torch(parameters, mapping(config, layout))
+
+
+# Where the sizes are told: (patches, positions and their axis of places, first norm of a layer, first of its maps).
+_TOLD: dict[str, tuple[str, str, int, str, str]] = {
+    "clip huggingface": (
+        "vision_model.embeddings.patch_embedding.weight", "vision_model.embeddings.position_embedding.weight", 0,
+        "vision_model.encoder.layers.{}.layer_norm1.weight", "vision_model.encoder.layers.0.mlp.fc1.weight",
+    ),
+    "clip open_clip": (
+        "visual.conv1.weight", "visual.positional_embedding", 0,
+        "visual.transformer.resblocks.{}.ln_1.weight", "visual.transformer.resblocks.0.mlp.c_fc.weight",
+    ),
+    "clip wan": (
+        "visual.patch_embedding.weight", "visual.pos_embedding", 1,
+        "visual.transformer.{}.norm1.weight", "visual.transformer.0.mlp.0.weight",
+    ),
+    "dino huggingface": (
+        "embeddings.patch_embeddings.projection.weight", "embeddings.position_embeddings", 1,
+        "encoder.layer.{}.layernorm_before.weight", "encoder.layer.0.intermediate.dense.weight",
+    ),
+    "dinov2 huggingface": (
+        "embeddings.patch_embeddings.projection.weight", "embeddings.position_embeddings", 1,
+        "encoder.layer.{}.norm1.weight", "encoder.layer.0.mlp.fc1.weight",
+    ),
+    "dino original": (
+        "patch_embed.proj.weight", "pos_embed", 1, "blocks.{}.norm1.weight", "blocks.0.mlp.fc1.weight"
+    ),
+}  # fmt: skip
+_TOLD["dinov2 original"] = _TOLD["dino original"]
+_PROJECTIONS = {
+    "huggingface": ("visual_projection.weight", 0),
+    "open_clip": ("visual.proj", 1),
+    "wan": ("visual.head", 1),
+}
+_GATED = ("encoder.layer.0.mlp.weights_in.weight", "blocks.0.mlp.w12.weight")
+_REGISTERS = ("embeddings.register_tokens", "register_tokens")
+_MASK_TOKENS = ("embeddings.mask_token", "mask_token")
+_LAYER_SCALES = ("encoder.layer.0.layer_scale1.lambda1", "blocks.0.ls1.gamma")
+
+
+def config_from(
+    shapes: Mapping[str, Shape], layout: Layout = "huggingface", document: Mapping[str, Any] | None = None
+) -> VisionConfig:
+    """The sizes of a checkpoint from its tensors' shapes and its config.json.
+
+    Without a document heads are 64 wide, but 80 in towers of 1280 channels and more, which also have the exact GELU
+    where narrower CLIPs have OpenAI's; this is so in all releases named in `VisionConfig`.
+
+    Raises:
+      InputError: a tensor that tells a size is missing, or the document names another activation.
+    """
+    scaled = any(name in shapes for name in _LAYER_SCALES)
+    clip = layout in ("open_clip", "wan") or any(name.startswith("vision_model.") for name in shapes)
+    family = "clip" if clip else "dinov2" if scaled else "dino"
+    patches, positions, places, norm, hidden = _TOLD[f"{family} {layout}"]
+    dim, patch = (size_of(shapes, patches, axis) for axis in (0, 2))
+    gated = next((name for name in _GATED if name in shapes), None)
+    wide = clip and dim >= 1280
+    activation = (document or {}).get("hidden_act", "quick_gelu" if clip and not wide else "gelu")
+    if activation not in ("gelu", "quick_gelu"):
+        raise InputError(f"config.json says hidden_act {activation!r}; image encoders here have gelu or quick_gelu.")
+    registers = next((size_of(shapes, name, 1) for name in _REGISTERS if name in shapes), 0)
+    projection = _PROJECTIONS.get(layout, ("", 0)) if clip else ("", 0)
+    grid = math.isqrt(max(size_of(shapes, positions, places) - 1, 0))
+    return VisionConfig(
+        family=family,
+        dim=dim,
+        ffn_dim=size_of(shapes, gated, 0) // 2 if gated else size_of(shapes, hidden, 0),
+        heads=told(document, "num_attention_heads", dim // (80 if wide else 64)),
+        layers=layers_of(shapes, norm),
+        patch=patch,
+        image_size=told(document, "image_size", grid * patch),
+        activation="swiglu" if gated else activation,
+        projection=size_of(shapes, *projection) if projection[0] in shapes else None,
+        registers=registers,
+        mask_token=any(name in shapes for name in _MASK_TOKENS),
+        position_offset=0.0 if clip or registers else 0.1,
+        position_antialias=registers > 0,
+        eps=told_number(document, "layer_norm_eps", 1e-5 if clip else 1e-6),
+    )
+
+
+def config_document(config: VisionConfig, layout: Layout = "huggingface") -> dict[str, Any]:
+    """The config.json that stands beside weights of this layout; the original releases have none."""
+    if layout != "huggingface":
+        return {}
+    gated = config.activation == "swiglu"
+    sizes = {
+        "hidden_size": config.dim,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "patch_size": config.patch,
+        "image_size": config.image_size,
+        "hidden_act": "gelu" if gated else config.activation,
+        "layer_norm_eps": config.eps,
+    }
+    if config.family == "clip":
+        name = "CLIPVisionModel" if config.projection is None else "CLIPVisionModelWithProjection"
+        projection = {} if config.projection is None else {"projection_dim": config.projection}
+        kind = {"model_type": "clip_vision_model", "intermediate_size": config.ffn_dim, **projection}
+    elif config.family == "dino":
+        name, kind = "ViTModel", {"model_type": "vit", "intermediate_size": config.ffn_dim, "qkv_bias": True}
+    else:
+        name = "Dinov2WithRegistersModel" if config.registers else "Dinov2Model"
+        # transformers gives the hidden width as a multiple, of which gated layers keep two thirds, in steps of 8.
+        width = lambda ratio: (ratio * config.dim * 2 // 3 + 7) // 8 * 8 if gated else ratio * config.dim
+        ratio = next((ratio for ratio in range(1, 17) if width(ratio) == config.ffn_dim), None)
+        if ratio is None:
+            raise InputError(f"ffn_dim is {config.ffn_dim}; transformers knows multiples of dim, {config.dim}, only.")
+        kind = {"model_type": "dinov2", "mlp_ratio": ratio, "use_swiglu_ffn": gated, "qkv_bias": True}
+        if config.registers:
+            kind |= {"model_type": "dinov2_with_registers", "num_register_tokens": config.registers}
+        else:
+            kind |= {"use_mask_token": config.mask_token}
+    return {"architectures": [name], **kind, **sizes}

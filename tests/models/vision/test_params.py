@@ -1,6 +1,7 @@
 """Names and shapes of the image encoders' weights: transformers' own, those of the original files, and the way back."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +13,14 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from kaleido_jax.bundle import abstract, merge
+from kaleido_jax.errors import InputError
 from kaleido_jax.models.vision import VisionConfig
 from kaleido_jax.models.vision.modeling import SelfAttention
 from kaleido_jax.models.vision.params import (
     LAYOUTS,
     abstract_parameters,
+    config_document,
+    config_from,
     from_torch,
     mapping,
     to_torch,
@@ -60,6 +64,27 @@ def test_released_sizes_are_those_of_transformers(name):
     theirs = file_shapes(config)
     assert torch_shapes(config, "huggingface") == theirs
     assert sum(np.prod(shape, dtype=np.int64) for shape in theirs.values()) == parameters
+
+
+@pytest.mark.parametrize("name", RELEASES)
+def test_sizes_are_told_by_the_shapes(name):
+    config = RELEASES[name][0]
+    for layout in LAYOUTS[config.family]:
+        shapes = torch_shapes(config, layout)
+        assert config_from(shapes, layout) == config
+        other = dataclasses.replace(config, heads=2, eps=1e-3)  # which shapes do not tell
+        document = config_document(other, layout)
+        assert config_from(shapes, layout, document) == (other if document else config)
+
+
+def test_sizes_that_cannot_be_told_are_named():
+    shapes = torch_shapes(SMALL["dino"], "original")
+    with pytest.raises(InputError, match="pos_embed is missing"):
+        config_from({name: shape for name, shape in shapes.items() if name != "pos_embed"}, "original")
+    with pytest.raises(InputError, match=r"config\.json says hidden_act 'relu'; image encoders here have gelu or"):
+        config_from(torch_shapes(SMALL["dino"]), "huggingface", {"hidden_act": "relu"})
+    with pytest.raises(InputError, match="ffn_dim is 25; transformers knows multiples of dim, 12, only"):
+        config_document(dataclasses.replace(SMALL["dinov2"], ffn_dim=25))
 
 
 # The original files' names and shapes at the released sizes, written from their code: outside the blocks, then those of
@@ -183,7 +208,7 @@ def test_transformers_loads_what_we_write(name, tmp_path):
     rng = np.random.default_rng(0)
     ours = {n: rng.standard_normal(x.shape).astype(np.float32) for n, x in abstract_parameters(config).items()}
     model = peer(config)
-    model.config.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config_document(config)))
     tensors = {key: np.ascontiguousarray(x) for key, x in to_torch(ours, config).items()}
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     options = {"add_pooling_layer": False} if isinstance(model, transformers.ViTModel) else {}
