@@ -74,5 +74,5 @@ def _split(latents: tuple[int, ...], mesh: Mesh, axis: str, side: Side | None) -
         asked = lengths if side is None else {side: lengths[side]}
         found = " and ".join(f"{name} is {length} latents" for name, length in asked.items())
         raise ValueError(f"{found}; expected a multiple of the {parts} devices of the mesh axis {axis!r}.")
-    side = side or max(fitting, key=lambda name: lengths[name])
-    return Split(axis, parts, 2 if side == "height" else 3)
+    divided = side or max(fitting, key=lambda name: lengths[name])
+    return Split(axis, parts, 2 if divided == "height" else 3)

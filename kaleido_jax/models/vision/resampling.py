@@ -55,5 +55,5 @@ def resize(
     x: Float[Array, "*b y x c"], rows: Float[np.ndarray, "h y"], columns: Float[np.ndarray, "w x"]
 ) -> Float[Array, "*b h w c"]:
     """Resizes height and width by matrices of `weights`, in x's dtype."""
-    rows, columns = (jnp.asarray(matrix, x.dtype) for matrix in (rows, columns))
-    return jnp.einsum("hy,...yxc,wx->...hwc", rows, x, columns, precision=jax.lax.Precision.HIGHEST)
+    left, right = (jnp.asarray(matrix, x.dtype) for matrix in (rows, columns))
+    return jnp.einsum("hy,...yxc,wx->...hwc", left, x, right, precision=jax.lax.Precision.HIGHEST)
