@@ -5,13 +5,15 @@
 
 Every program runs on one chip, in bfloat16, with the reference attention: Wan's 1.3B model in full and a few layers of
 the 14B one (the layers are scanned, so more of them add parameters and nothing else to a forward pass), at 480p, 33
-frames and three references, and the gradient of the flow matching loss with every layer recomputed. It fails if a
-program does not compile or does not fit the chip's memory. `--quick` compiles TPU programs with the least optimisation
-effort: six times faster, and the temporary memory it prints is up to half above what the program takes in earnest.
+frames and three references, and the gradient of the flow matching loss with every layer recomputed; and a forward pass
+of a few layers of FLUX.1 at 1024 x 1024 pixels. It fails if a program does not compile or does not fit the chip's
+memory. `--quick` compiles TPU programs with the least optimisation effort: six times faster, and the temporary memory
+it prints is up to half above what the program takes in earnest.
 """
 
 import argparse
 import dataclasses
+import functools
 import math
 import os
 import pathlib
@@ -33,7 +35,8 @@ from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from kaleido_jax.methods import kaleido
+from kaleido_jax.methods import kaleido, text_to_image
+from kaleido_jax.models.flux import FluxConfig, FluxTransformer
 from kaleido_jax.models.wan import WanConfig, WanTransformer
 
 GIB = 2**30
@@ -60,7 +63,23 @@ def programs() -> dict[str, tuple[Callable, tuple]]:
     for name, config in named.items():
         made[f"{name}: forward"] = wan(config, gradient=False)
         made[f"{name}: gradient"] = wan(config, gradient=True)
-    return made
+    few = dataclasses.replace(FluxConfig.dev(), dtype="bfloat16", double_layers=2, single_layers=4)
+    return made | {"FLUX.1, 6 of 57 layers: forward": flux(few)}
+
+
+def flux(config: FluxConfig) -> tuple[Callable, tuple]:
+    layout = text_to_image.layout((1, 64, 64), text_tokens=TEXT)
+    table = jax.eval_shape(functools.partial(text_to_image.table, layout), np.array([0.5], np.float32))
+    graphdef, parameters = nnx.split(nnx.eval_shape(lambda: FluxTransformer(config, nnx.Rngs(0))))
+    half = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+    parameters = jax.tree.map(lambda leaf: half(*leaf.shape), parameters)
+    tokens = half(1, layout.tokens("visual"), math.prod(config.patch) * config.channels)
+    guidance = jax.ShapeDtypeStruct((1,), jnp.float32)
+
+    def forward(parameters, tokens, table, text, pooled, guidance):
+        return nnx.merge(graphdef, parameters)(tokens, table, text, pooled, layout=layout, guidance=guidance)
+
+    return forward, (parameters, tokens, table, half(1, TEXT, config.text_dim), half(1, config.pooled_dim), guidance)
 
 
 def wan(config: WanConfig, *, gradient: bool) -> tuple[Callable, tuple]:
