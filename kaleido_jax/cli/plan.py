@@ -69,6 +69,7 @@ def report(result) -> list[str]:
             + ", ".join(f"{kind} {size / 2**30:.2f}" for kind, size in kinds.items())
             for axes, kinds in result.traffic.items()
         ),
+        *(["  not known: the compiler gave up on memory"] if not result.traffic and result.devices > 1 else []),
         "seconds of a step",
         *(f"  {name:24}{value:9.3f}" for name, value in result.seconds.items()),
         f"MFU {result.mfu['estimate']:.1%} estimated, at most {result.mfu['bound']:.1%} with these kernels; "
