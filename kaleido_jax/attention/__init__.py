@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from kaleido_jax.attention.backends import attend, resolve
 from kaleido_jax.attention.reference import ATTENTION_NAME, Visibility
-from kaleido_jax.attention.sharded import Backend, inside, merge, sharded
+from kaleido_jax.attention.sharded import Backend, by_convention, inside, merge, sharded
 from kaleido_jax.masks import TokenMask
 from kaleido_jax.typing import AnyArray
 
@@ -117,6 +117,9 @@ def attention(
         gradient and serves to merge attention over several sets of keys.
       interpret: interpret a kernel on the host, to test it; the reference backend has none.
 
+    On a mesh that is set and has the axes "data", "fsdp" and "tensor", the first two divide the batch and the last one
+    the heads, where they divide them: left to the compiler, the loops of attention would gather all of it.
+
     Returns:
       [batch, queries, heads, head_dim] of q's dtype, and the log-sum-exp if asked. A query that may read nothing gives
       zeros, a log-sum-exp of -1e30 and zero gradients.
@@ -124,12 +127,18 @@ def attention(
     Raises:
       ValueError: (while tracing) for shapes, dtypes or a backend other than these, or one that the platform lacks.
     """
-    chosen = resolve(backend, interpret=interpret)
     _check_arrays(q, k, v)
     _check_options(mask, scale)
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = by_convention(mesh, q.shape[0], k.shape[2])
+    chosen = resolve(backend, interpret=interpret, manual=axes is not None)
     visibility = None if mask is None else _visibility(mask, q.shape[0], q.shape[1], k.shape[1])
     scale = q.shape[3] ** -0.5 if scale is None else scale
-    out, lse = attend(q, k, v, visibility, scale, chosen, interpret)
+    if axes is None:
+        out, lse = attend(q, k, v, visibility, scale, chosen, interpret)
+    else:
+        how = Backend(chosen, scale, interpret)
+        out, lse = inside(q, k, v, visibility, mesh=mesh, axis=None, axes=axes, ulysses=None, backend=how)
     return (out, lse) if return_lse else out
 
 
@@ -186,18 +195,15 @@ def divided_attention(
     v: Array,
     mask: TokenMask | None = None,
     *,
-    axis: str | None,
-    batch: Any = None,
-    heads: Any = None,
+    axis: str,
     ulysses: int | None = None,
     backend: str = "auto",
     interpret: bool = False,
 ) -> Array:
     """`sharded_attention` within a shard_map over `axis`: q, k, v and the mask are those of this device's tokens.
 
-    For programs that divide whole networks by tokens, so that attention alone looks beyond a device. The other axes of
-    the mesh are divided here: the batch by `batch`, heads by `heads`. axis: None where no axis divides the tokens, so
-    that a kernel only has to be told how the others do.
+    For programs that divide whole networks by tokens, so that attention alone looks beyond a device. Batch and heads
+    are divided by the other axes of the mesh as in `attention`.
 
     Raises:
       ValueError: (while tracing) as `sharded_attention`.
@@ -208,4 +214,5 @@ def divided_attention(
     visibility = None if mask is None else _visibility(mask, q.shape[0], q.shape[1], k.shape[1])
     how = Backend(chosen, q.shape[3] ** -0.5, interpret)
     mesh = jax.sharding.get_abstract_mesh()
-    return inside(q, k, v, visibility, mesh=mesh, axis=axis, batch=batch, heads=heads, ulysses=ulysses, backend=how)
+    axes = by_convention(mesh, q.shape[0], k.shape[2]) or (None, None)
+    return inside(q, k, v, visibility, mesh=mesh, axis=axis, axes=axes, ulysses=ulysses, backend=how)[0]

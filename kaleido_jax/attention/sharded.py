@@ -14,13 +14,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from kaleido_jax.attention import backends
 from kaleido_jax.attention.blocks import fill_blocks
 from kaleido_jax.attention.reference import NOTHING, Visibility
 from kaleido_jax.masks import EMPTY, TokenMask, block_summary
 from kaleido_jax.typing import Array, Bool, Float
+
+# What meshes call the axes that divide a batch, outermost first, and heads.
+BATCH_AXES, HEAD_AXIS = ("data", "fsdp"), "tensor"
 
 
 class Backend(NamedTuple):
@@ -213,29 +216,46 @@ def inside(
     *,
     mesh: Mesh | jax.sharding.AbstractMesh,
     axis: str | None,
-    batch: Any,
-    heads: Any,
+    axes: tuple[Any, Any],
     ulysses: int | None,
     backend: Backend,
-) -> Float[Array, "b n h d"]:
-    """`local_attention` in a program that a shard_map has divided along `axis` already, over the other axes."""
+) -> tuple[Float[Array, "b n h d"], Float[Array, "b h n"]]:
+    """`local_attention` in a program that a shard_map has divided along `axis` already, over the other axes.
+
+    axis: that divides the tokens already; None: nothing does. axes: that divide the batch and the heads.
+    """
+    batch, heads = axes
     size = mesh.shape[axis] if axis else 1
     ulysses = _neighbours(mesh, axis, k.shape[2], heads, ulysses) if axis else 1
     tokens = PartitionSpec(batch, None, heads, None)
     rows = jax.tree.map(lambda x: PartitionSpec(batch if x.shape[0] > 1 else None, None), visibility)
-
-    def compute(q, k, v, visibility):
-        return local_attention(q, k, v, visibility, backend, axis=axis or "", size=size, ulysses=ulysses)[0]
-
     divide = jax.shard_map(
-        compute,
+        functools.partial(local_attention, backend=backend, axis=axis or "", size=size, ulysses=ulysses),
         mesh=mesh,
         in_specs=(tokens, tokens, tokens, rows),
-        out_specs=tokens,
-        axis_names=set(mesh.axis_names) - {axis},
+        out_specs=(tokens, PartitionSpec(batch, heads, None)),
+        axis_names=set(undivided(mesh)),
         check_vma=False,  # kernels do not say along which axes their results vary
     )
     return divide(q, k, v, visibility)
+
+
+def undivided(mesh: Mesh | jax.sharding.AbstractMesh) -> dict[str, int]:
+    """The axes of a mesh, with their sizes, that no shard_map around this program divides."""
+    kinds = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
+    return {name: size for name, size, kind in kinds if kind != AxisType.Manual}
+
+
+def by_convention(mesh: Mesh | jax.sharding.AbstractMesh, batch: int, heads: int) -> tuple[Any, Any] | None:
+    """The axes that divide batch and heads where a mesh has the usual names and leaves something to be divided."""
+    sizes = undivided(mesh)
+    if not {name for name, size in sizes.items() if size > 1} or not set(BATCH_AXES) <= set(sizes):
+        return None
+    names: tuple[str, ...] = ()
+    for name in BATCH_AXES:
+        if batch % sizes[name] == 0:
+            names, batch = (*names, name), batch // sizes[name]
+    return names or None, HEAD_AXIS if heads % sizes.get(HEAD_AXIS, heads + 1) == 0 else None
 
 
 def _neighbours(mesh: Any, axis: str, key_heads: int, heads: Any, ulysses: int | None) -> int:

@@ -17,7 +17,6 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from kaleido_jax.attention import divided_attention
 from kaleido_jax.layout import TokenLayout
 from kaleido_jax.masks import TokenMask
-from kaleido_jax.parallel.partition import batch_axes
 from kaleido_jax.rope import apply_rotary
 from kaleido_jax.table import TokenTable
 from kaleido_jax.typing import Array, Float, Params
@@ -38,7 +37,7 @@ def divided(build: Callable[[Params], Network], parameters: Params, *, ulysses: 
       ulysses: as in `MeshConfig`.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if mesh.empty or mesh.shape["sequence"] == 1:
         return build(parameters)
     return functools.partial(_on_mesh, build, parameters, mesh, ulysses)
 
@@ -57,10 +56,7 @@ def _on_mesh(
     **options: Any,
 ) -> Float[Array, "b n_target o"]:
     size = mesh.shape["sequence"]
-    attend = functools.partial(_attend, batch=batch_axes(mesh, tokens.shape[0]), size=size, ulysses=ulysses)
-    if size == 1:
-        return build(parameters)(tokens, table, text, layout=layout, attend=attend, image=image, **options)
-
+    attend = functools.partial(_attend, ulysses=ulysses)
     parts = [segment.tokens for segment in layout.select("visual")]
     shares = [-(-part // size) for part in parts]
     local = tuple(
@@ -100,23 +96,10 @@ def _attend(
     rope: Float[Array, "_ n half"],
     state: Any,
     *,
-    batch: tuple[str, ...],
-    size: int,
     ulysses: int | None,
 ) -> tuple[Float[Array, "b n h d"], Any]:
-    heads = "tensor" if q.shape[2] % jax.sharding.get_abstract_mesh().shape["tensor"] == 0 else None
-    axis = "sequence" if size > 1 else None
-    out = divided_attention(
-        apply_rotary(q, rope),
-        apply_rotary(k, rope),
-        v,
-        table.self_mask,
-        axis=axis,
-        batch=batch or None,
-        heads=heads,
-        ulysses=ulysses,
-    )
-    return out, state
+    q, k = apply_rotary(q, rope), apply_rotary(k, rope)
+    return divided_attention(q, k, v, table.self_mask, axis="sequence", ulysses=ulysses), state
 
 
 def _per_token(path: tuple) -> bool:

@@ -11,10 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from kaleido_jax.attention import attention
 from kaleido_jax.bundle import abstract, merge
+from kaleido_jax.masks import TokenMask
 from kaleido_jax.methods import kaleido
 from kaleido_jax.models.wan import WanConfig, WanTransformer
 from kaleido_jax.parallel import MeshConfig, divided, shardings
+from kaleido_jax.parallel.collectives import traffic
 from kaleido_jax.parallel.partition import batch_shardings, place
 
 CONFIG = WanConfig(dim=48, ffn_dim=64, heads=4, layers=1, in_channels=2, out_channels=2, text_dim=16, freq_dim=32)
@@ -74,3 +77,23 @@ def assert_equal(found, wanted):
 
 def test_without_a_mask_what_fills_up_is_still_not_read():
     assert_equal(on_mesh(MeshConfig(sequence=4, ulysses=2), unmasked=True), on_one_device(True))
+
+
+def test_attention_on_a_divided_batch_gathers_nothing():
+    """Its loops go over samples and heads: left to the compiler, every round would gather the whole batch."""
+    mesh = MeshConfig(data=2, fsdp=2, tensor=2).make()
+    place_on = jax.NamedSharding(mesh, jax.P(("data", "fsdp"), None, "tensor", None))
+    random = np.random.default_rng(0)
+    q, k, v = (jax.device_put(random.standard_normal((8, n, 2, 4), np.float32), place_on) for n in (64, 1040, 1040))
+    text = TokenMask(np.ones((64,), np.uint32), (np.arange(1040) < 1000).astype(np.uint32), width=1)
+
+    def both(q, k, v):
+        out, transpose = jax.vjp(lambda q, k, v: attention(q, k, v, text), q, k, v)
+        return out, *transpose(jnp.cos(out))
+
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(both).lower(q, k, v).compile()
+    assert traffic(compiled.as_text(), mesh).bytes == {}
+    alone = jax.jit(both)(*(jnp.asarray(np.asarray(x)) for x in (q, k, v)))
+    for found, wanted in zip(compiled(q, k, v), alone, strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
