@@ -126,6 +126,7 @@ def main() -> None:
     parser.add_argument("--machine", default="", help="the machine in words, for the report")
     parser.add_argument("--folder", type=Path, help="where to write 9 GB for a while; default: a temporary folder")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, help="what to measure; default: all")
     parser.add_argument("--measure", choices=CASES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
@@ -134,7 +135,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         (Path(folder) / "source").mkdir()
         report: dict[str, object] = {"bytes": write_source(Path(folder) / "source")}
-        for case in CASES:
+        for case in args.cases:
             command = [sys.executable, __file__, "--measure", case, "--folder", folder, "--repeats", str(args.repeats)]
             ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             report[case] = json.loads(ended.stdout.splitlines()[-1])
