@@ -17,6 +17,7 @@ from kaleido_jax.models.text.umt5.config import UMT5Config
 from kaleido_jax.models.vae.config import VAEConfig
 from kaleido_jax.models.wan.config import WanConfig
 from kaleido_jax.porting.formats import FORMATS, Format, layouts
+from kaleido_jax.porting.torch_files import TorchFile
 
 # One odd configuration of each family in kaleido_jax.porting.formats; its sizes can be told from its shapes.
 SMALL = {
@@ -68,7 +69,7 @@ def wan_folder(folder: Path, layout: str = "original", dtype=jnp.bfloat16, **cha
 
 
 def tensors_of(path: Path) -> dict[str, np.ndarray]:
-    """Every tensor of a safetensors file, or of all files of a folder, read by the public libraries."""
+    """Every tensor of a safetensors file, or of all files of a folder, read by the public library; a folder of .pth, by ours."""
     if (path / "latest").is_file():
         return _tensors_of_torch(path / (path / "latest").read_text())
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
@@ -76,12 +77,9 @@ def tensors_of(path: Path) -> dict[str, np.ndarray]:
 
 
 def _tensors_of_torch(folder: Path) -> dict[str, np.ndarray]:
-    import torch
-
-    (file,) = folder.iterdir()
-    tensors = torch.load(file, weights_only=True)["module"]
-    bits = lambda x: x.view(torch.int16).numpy().view(jnp.bfloat16) if x.dtype == torch.bfloat16 else x.numpy()
-    return {name: bits(tensor) for name, tensor in tensors.items()}
+    (path,) = folder.iterdir()
+    file = TorchFile(path)
+    return {name: file.read(name) for name in file.tensors}
 
 
 def assert_same_bits(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> None:
