@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from kaleido_jax.diffusion.samplers import Steps, Velocity
 from kaleido_jax.typing import AnyArray
@@ -37,7 +38,7 @@ def switched(high: Velocity, low: Velocity, boundary: float) -> Velocity:
     def velocity(x: AnyArray, t: Any) -> AnyArray:
         # In the precision of t: the step at the boundary itself belongs to high noise.
         is_high = t >= np.asarray(boundary, t.dtype)
-        if isinstance(is_high, jax.core.Tracer):
+        if isinstance(is_high, Tracer):
             return jax.lax.cond(is_high, high, low, jnp.asarray(x), t)
         return high(x, t) if is_high else low(x, t)
 
