@@ -69,7 +69,7 @@ def wan_folder(folder: Path, layout: str = "original", dtype=jnp.bfloat16, **cha
 
 
 def tensors_of(path: Path) -> dict[str, np.ndarray]:
-    """Every tensor of a safetensors file, or of all files of a folder, read by the public library; a folder of .pth, by ours."""
+    """Every tensor of a safetensors file or of all of a folder, read by the public library; Kaleido's own, by ours."""
     if (path / "latest").is_file():
         return _tensors_of_torch(path / (path / "latest").read_text())
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
