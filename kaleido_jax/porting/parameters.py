@@ -123,7 +123,7 @@ class Arrays:
         self._arrays = arrays
         self.shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in arrays.items()}
         self.nonfinite: set[str] = set()
-        self._last: tuple[tuple[str, int], np.ndarray] | None = None
+        self._last: tuple[tuple[str, Any, Any], np.ndarray] | None = None
 
     def order(self, name: str) -> tuple[bool, int | None]:
         """As `Checkpoint.order`."""
@@ -131,14 +131,17 @@ class Arrays:
 
     def view(self, name: str, index: Index) -> np.ndarray:
         """As `Checkpoint.view`."""
-        layer = (name, index[0].start if index else 0)
-        if isinstance(self._arrays[name], np.ndarray) or self.shapes[name].ndim < 3:
-            part = np.asarray(self._arrays[name])[index]
+        if isinstance(self._arrays[name], np.ndarray):
+            part = self._arrays[name][index]
         else:
+            deep = self.shapes[name].ndim > 2  # a stack of layers is fetched a layer at a time, anything else whole
+            rows = index[0] if deep else slice(None)
+            key = (name, rows.start, rows.stop)
             last = self._last
-            if last is None or last[0] != layer:  # a layer leaves its device once
-                self._last = last = layer, np.asarray(self._arrays[name][index[0]])
-            part = last[1][(slice(None), *index[1:])]
+            if last is None or last[0] != key:  # it leaves its device once
+                array = self._arrays[name]
+                self._last = last = key, np.asarray(array[rows] if deep else array)
+            part = last[1][(slice(None), *index[1:]) if deep else index]
         if name not in self.nonfinite and not finite(part):
             self.nonfinite.add(name)
         return bits(part)
