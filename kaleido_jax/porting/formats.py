@@ -17,6 +17,7 @@ from kaleido_jax.models.mapping import Entry, Shape, Table
 from kaleido_jax.models.text.clip.config import CLIPTextConfig
 from kaleido_jax.models.text.umt5.config import UMT5Config
 from kaleido_jax.models.vae.config import VAEConfig
+from kaleido_jax.models.vision.config import VisionConfig
 from kaleido_jax.models.wan.config import WanConfig
 from kaleido_jax.names import lookup
 
@@ -160,6 +161,29 @@ _CLIP_TEXT: dict[str, Any] = {
     "config": CLIPTextConfig,
     "sizes": {"clip-vit-large-patch14": CLIPTextConfig.large},
 }
+_CLIP_VISION: dict[str, Any] = {
+    "family": "clip-vision",
+    "params": "kaleido_jax.models.vision.params",
+    "config": VisionConfig,
+    "sizes": {
+        "clip-vit-base-patch32": VisionConfig.clip_b32,
+        "clip-vit-large-patch14": VisionConfig.clip_l14,
+        "open-clip-xlm-roberta-large-vit-huge-14": VisionConfig.clip_h14,
+    },
+}
+_DINO: dict[str, Any] = {
+    "family": "dino",
+    "params": "kaleido_jax.models.vision.params",
+    "config": VisionConfig,
+    "sizes": {
+        "dino-vits16": VisionConfig.dino_s16,
+        "dino-vitb16": VisionConfig.dino_b16,
+        "dinov2-small": VisionConfig.dinov2_s14,
+        "dinov2-base": VisionConfig.dinov2_b14,
+        "dinov2-large": VisionConfig.dinov2_l14,
+        "dinov2-giant": VisionConfig.dinov2_g14,
+    },
+}
 
 FORMATS: tuple[Format, ...] = (
     Format(
@@ -292,6 +316,50 @@ FORMATS: tuple[Format, ...] = (
         markers=("token_embedding", "position_embedding", "blocks.attention.query.bias", "final_norm.bias"),
         weights="clip",
     ),
+    Format(
+        **_CLIP_VISION,
+        layout="huggingface",
+        markers=("vision_model.embeddings.class_embedding", "vision_model.pre_layrnorm.weight"),
+        weights="model",
+        documents=("clip_vision_model",),
+    ),
+    Format(
+        **_CLIP_VISION,
+        layout="open_clip",
+        markers=("visual.class_embedding", "visual.conv1.weight", "visual.ln_pre.weight"),
+        weights="open_clip_model",
+    ),
+    Format(
+        **_CLIP_VISION,
+        layout="wan",
+        markers=("visual.cls_embedding", "visual.patch_embedding.weight", "visual.pre_norm.weight"),
+        weights="models_clip_open-clip-xlm-roberta-large-vit-huge-14",
+    ),
+    OurFormat(
+        **_CLIP_VISION,
+        layout=OURS,
+        markers=("summary", "patch_embedding.kernel", "norm_in.scale", "blocks.attention.query.kernel"),
+        weights="clip-vision",
+    ),
+    Format(
+        **_DINO,
+        layout="huggingface",
+        markers=("embeddings.cls_token", "embeddings.patch_embeddings.projection.weight", "layernorm.weight"),
+        weights="model",
+        documents=("vit", "dinov2", "dinov2_with_registers"),
+    ),
+    Format(
+        **_DINO,
+        layout="original",
+        markers=("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"),
+        weights="pretrain",
+    ),
+    OurFormat(
+        **_DINO,
+        layout=OURS,
+        markers=("summary", "patch_embedding.kernel", "patch_embedding.bias", "blocks.attention.query.kernel"),
+        weights="dino",
+    ),
 )
 
 # What `--to` calls the layout of a family, where that differs from the layout's own name.
@@ -299,6 +367,9 @@ _CALLED = {
     ("umt5", "diffusers"): "huggingface",
     ("umt5", "original"): "wan",
     ("clip-text", "diffusers"): "huggingface",
+    ("clip-vision", "diffusers"): "huggingface",
+    ("clip-vision", "original"): "wan",
+    ("dino", "diffusers"): "huggingface",
 }
 
 

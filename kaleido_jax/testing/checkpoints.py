@@ -15,6 +15,7 @@ from kaleido_jax.models.mapping import torch_shapes
 from kaleido_jax.models.text.clip.config import CLIPTextConfig
 from kaleido_jax.models.text.umt5.config import UMT5Config
 from kaleido_jax.models.vae.config import VAEConfig
+from kaleido_jax.models.vision.config import VisionConfig
 from kaleido_jax.models.wan.config import WanConfig
 from kaleido_jax.porting.formats import FORMATS, Format, layouts
 from kaleido_jax.porting.torch_files import TorchFile
@@ -40,6 +41,12 @@ SMALL = {
     ),
     "image-vae": dataclasses.replace(ImageVAEConfig.flux(), z_dim=3, channels=(32, 32, 64), num_res_blocks=1),
     "clip-text": CLIPTextConfig(vocab_size=21, positions=9, dim=128, ffn_dim=20, heads=2, layers=3, end_id=20),
+    "clip-vision": dataclasses.replace(
+        VisionConfig.clip_b32(), dim=128, ffn_dim=20, heads=2, layers=3, patch=3, image_size=9, projection=7
+    ),
+    "dino": dataclasses.replace(
+        VisionConfig.dinov2_g14().with_registers(), dim=128, ffn_dim=88, heads=2, layers=3, patch=2, image_size=6
+    ),
 }
 ROWS = {f"{row.family}, {row.layout}": row for row in FORMATS}
 
