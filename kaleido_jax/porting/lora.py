@@ -308,11 +308,18 @@ def _add(
             total = total + transform.from_torch(difference[at])
         return total.astype(layer.dtype)
 
-    def body(at: Any, kernel: Any) -> Any:
-        layer = jax.lax.dynamic_index_in_dim(kernel, at, keepdims=False)
-        return jax.lax.dynamic_update_index_in_dim(kernel, changed(layer, at), at, 0)
+    # Whole layers are moved as bits: XLA's CPU backend would turn all of a bfloat16 array to float32 for each of them.
+    bits = jnp.dtype(f"uint{8 * kernel.dtype.itemsize}")
 
-    return jax.lax.fori_loop(0, kernel.shape[0], body, kernel) if stacked else changed(kernel, 0)
+    def body(at: Any, stack: Any) -> Any:
+        layer = jax.lax.dynamic_index_in_dim(stack, at, keepdims=False)
+        layer = changed(jax.lax.bitcast_convert_type(layer, kernel.dtype), at)
+        return jax.lax.dynamic_update_index_in_dim(stack, jax.lax.bitcast_convert_type(layer, bits), at, 0)
+
+    if not stacked:
+        return changed(kernel, 0)
+    stack = jax.lax.fori_loop(0, kernel.shape[0], body, jax.lax.bitcast_convert_type(kernel, bits))
+    return jax.lax.bitcast_convert_type(stack, kernel.dtype)
 
 
 _STATIC = ("transform", "shape", "stacked")
