@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from kaleido_jax.models.sizes import check_transformer
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FluxConfig:
@@ -32,10 +34,7 @@ class FluxConfig:
     dtype: str = "float32"
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type is int and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"FluxConfig.{field.name} is {value!r}; expected a positive integer.")
+        check_transformer(self)
         if len(self.axes) != 3 or any(width < 0 or width % 2 for width in self.axes):
             raise ValueError(f"FluxConfig.axes is {self.axes}; expected three even widths.")
         if self.dim != self.heads * sum(self.axes):
@@ -43,12 +42,6 @@ class FluxConfig:
                 f"FluxConfig.dim is {self.dim}; expected {self.heads * sum(self.axes)}, "
                 f"{self.heads} heads of the {sum(self.axes)} that axes {self.axes} add up to."
             )
-        if self.freq_dim % 2:
-            raise ValueError(f"FluxConfig.freq_dim is {self.freq_dim}; expected an even number.")
-        if len(self.patch) != 3 or min(self.patch) < 1:
-            raise ValueError(f"FluxConfig.patch is {self.patch}; expected three positive integers.")
-        if self.dtype not in ("float32", "bfloat16", "float16"):
-            raise ValueError(f"FluxConfig.dtype is {self.dtype!r}; expected float32, bfloat16 or float16.")
 
     @property
     def head_dim(self) -> int:

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from kaleido_jax.models.sizes import check_transformer
 from kaleido_jax.rope import axis_widths
 
 
@@ -28,20 +29,11 @@ class MMDiTConfig:
     dtype: str = "float32"
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type is int and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"MMDiTConfig.{field.name} is {value!r}; expected a positive integer.")
+        check_transformer(self)
         if self.layers < 2:
             raise ValueError(f"MMDiTConfig.layers is {self.layers}; expected at least 2, the last one included.")
         if self.dim % self.heads or self.head_dim % 2:
             raise ValueError(f"MMDiTConfig.dim is {self.dim}; expected an even multiple of the {self.heads} heads.")
-        if self.freq_dim % 2:
-            raise ValueError(f"MMDiTConfig.freq_dim is {self.freq_dim}; expected an even number.")
-        if len(self.patch) != 3 or min(self.patch) < 1:
-            raise ValueError(f"MMDiTConfig.patch is {self.patch}; expected three positive integers.")
-        if self.dtype not in ("float32", "bfloat16", "float16"):
-            raise ValueError(f"MMDiTConfig.dtype is {self.dtype!r}; expected float32, bfloat16 or float16.")
 
     @property
     def head_dim(self) -> int:

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from kaleido_jax.models.sizes import check_dtype
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VisionConfig:
@@ -49,8 +51,7 @@ class VisionConfig:
             raise ValueError(f"VisionConfig.dim is {self.dim}; expected a multiple of the {self.heads} heads.")
         if self.image_size < self.patch:
             raise ValueError(f"VisionConfig.image_size is {self.image_size}; expected at least a patch, {self.patch}.")
-        if self.dtype not in ("float32", "bfloat16", "float16"):
-            raise ValueError(f"VisionConfig.dtype is {self.dtype!r}; expected float32, bfloat16 or float16.")
+        check_dtype(self)
 
     @property
     def grid(self) -> int:

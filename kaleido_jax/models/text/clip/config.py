@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from kaleido_jax.models.sizes import check_dtype
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CLIPTextConfig:
@@ -30,8 +32,7 @@ class CLIPTextConfig:
             raise ValueError(f"CLIPTextConfig.dim is {self.dim}; expected a multiple of the {self.heads} heads.")
         if not 0 <= self.end_id < self.vocab_size:
             raise ValueError(f"CLIPTextConfig.end_id is {self.end_id}; expected an id below {self.vocab_size}.")
-        if self.dtype not in ("float32", "bfloat16", "float16"):
-            raise ValueError(f"CLIPTextConfig.dtype is {self.dtype!r}; expected float32, bfloat16 or float16.")
+        check_dtype(self)
 
     @classmethod
     def large(cls) -> "CLIPTextConfig":
