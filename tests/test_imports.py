@@ -19,7 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # The layers, lowest first: a room may import itself, its own layer where that is marked, and every layer below.
 VOCABULARY = {"layout", "rope", "masks", "typing", "config", "errors", "tree", "names", "table"}
 ATTENTION = VOCABULARY | {"attention"}
-METHODS = ATTENTION | {"models", "diffusion", "methods"}
+METHODS = ATTENTION | {"models", "diffusion", "methods", "endpoints", "describers"}
 WEIGHTS = METHODS | {"adapters", "porting", "parallel"}
 MAY_IMPORT = {
     **dict.fromkeys(VOCABULARY, VOCABULARY),
@@ -27,6 +27,8 @@ MAY_IMPORT = {
     "models": ATTENTION | {"models"},  # not diffusion: a model knows no noise schedule
     "diffusion": ATTENTION | {"diffusion"},  # not models: a sampler takes a function
     "methods": METHODS,
+    "endpoints": VOCABULARY | {"endpoints"},
+    "describers": METHODS,
     "adapters": WEIGHTS,
     "porting": WEIGHTS,
     "parallel": WEIGHTS,
@@ -54,9 +56,9 @@ EXCEPTIONS = [
 # The one file that may read PyTorch's pickled files, through the weights-only loader.
 PICKLE_READER = "porting/torch_files.py"
 # Import name -> distribution name, where they differ.
-DISTRIBUTIONS = {"absl": "absl_py", "PIL": "pillow", "orbax": "orbax_checkpoint"}
+DISTRIBUTIONS = {"absl": "absl_py", "PIL": "pillow", "orbax": "orbax_checkpoint", "yaml": "pyyaml"}
 # Extras that a room may count on, imported inside the functions that need them.
-ROOM_EXTRAS = {"porting": {"torch"}, "data": {"data"}, "testing": {"test"}}
+ROOM_EXTRAS = {"porting": {"torch"}, "describers": {"vlm"}, "data": {"data"}, "testing": {"test"}}
 
 
 def imports(source: str, package: tuple[str, ...] = ()) -> Iterator[str]:
