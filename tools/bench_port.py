@@ -39,7 +39,7 @@ CHUNK = 8 << 20
 def write_source(folder: Path) -> int:
     """The original release's tensors with random finite bits; gives their bytes."""
     row, config = layouts("wan")["original"], WanConfig.t2v_1_3b()
-    shapes = torch_shapes(row.table(config), row.shapes(config))
+    shapes = torch_shapes(row.table(config), row.family.abstract_parameters(config))
     tensors = {name: TensorInfo(np.dtype(jnp.bfloat16), shape) for name, shape in shapes.items()}
     random = np.random.default_rng(0)
     block = random.integers(0, 2**16, CHUNK // 2, np.uint16) & np.uint16(0xBFFF)  # exponents of finite numbers

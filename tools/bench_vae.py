@@ -51,7 +51,7 @@ def coders(config: VAEConfig, shape: tuple[int, int, int], repeats: int) -> dict
         )
     )
     graph, _ = abstract(lambda: WanVAE(config, nnx.Rngs(0)))
-    values = {name: jnp.asarray(value) for name, value in vae_params.from_torch(state(peer), config).items()}
+    values = {name: jnp.asarray(value) for name, value in vae_params.FAMILY.from_torch(state(peer), config).items()}
     encode = jax.jit(lambda values, video: merge(graph, values).encode(video))
     decode = jax.jit(lambda values, latents: merge(graph, values).decode(latents))
     video = np.random.default_rng(0).uniform(-1, 1, (1, *shape, 3)).astype(np.float32)

@@ -24,7 +24,7 @@ import torch
 from kaleido_jax.attention import attention
 from kaleido_jax.models.layers import linear
 from kaleido_jax.models.wan import WanConfig
-from kaleido_jax.models.wan.params import abstract_parameters, torch_shapes
+from kaleido_jax.models.wan.params import FAMILY
 from kaleido_jax.testing import relative_error
 from kaleido_jax.testing.benchmark import fastest, save_report, threads
 from kaleido_jax.testing.wan import pair, random_inputs, run_ours, run_peer
@@ -128,8 +128,8 @@ def rates(repeats: int) -> dict[str, dict[str, float]]:
 
 def describing_the_14b() -> float:
     began = time.perf_counter()
-    abstract_parameters(WanConfig.t2v_14b())
-    torch_shapes(WanConfig.t2v_14b(), "original")
+    FAMILY.abstract_parameters(WanConfig.t2v_14b())
+    FAMILY.torch_shapes(WanConfig.t2v_14b(), "original")
     return time.perf_counter() - began
 
 

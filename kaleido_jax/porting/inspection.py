@@ -51,9 +51,9 @@ def inspect(source: str | os.PathLike[str]) -> Inspection:
     dtypes: collections.Counter[str] = collections.Counter()
     for leaf in found:
         dtypes[np.dtype(leaf.dtype).name] += int(np.prod(leaf.shape, dtype=np.int64))
-    size, differences = nearest_size(row, config)
+    size, differences = nearest_size(row.family, config)
     return Inspection(
-        family=row.family,
+        family=row.family.name,
         layout=layout,
         size=size,
         differences=differences,

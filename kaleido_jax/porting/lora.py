@@ -21,7 +21,7 @@ import numpy as np
 from kaleido_jax.errors import InputError, UsageError
 from kaleido_jax.models.mapping import MATRIX, Place, Shape, Table, Transform, places, torch_shapes
 from kaleido_jax.names import lookup
-from kaleido_jax.porting.formats import FORMATS, OURS, Format
+from kaleido_jax.porting.formats import OURS, Format, family_of, layouts
 from kaleido_jax.porting.lora_formats import STYLES, Factors, parse, spell
 from kaleido_jax.porting.safetensors import TensorInfo, refused
 from kaleido_jax.porting.weights import open_weights, read_json
@@ -82,7 +82,7 @@ def read(source: str | os.PathLike[str], config: Any) -> Lora:
     try:
         document = next((read_json(file, 1 << 20) for file in _configuration(Path(source))), None)
         tables = {row.layout: row.table(config) for row in _layouts(config)}
-        ours = _layouts(config)[0].shapes(config)
+        ours = family_of(config).abstract_parameters(config)
         shapes = {layout: _shapes(table, ours) for layout, table in tables.items()}
         parsed, problems = parse(weights, shapes, document)
         if problems:
@@ -129,7 +129,7 @@ def write(destination: str | os.PathLike[str], lora: Lora, *, to: str = "diffuse
     style = lookup(STYLES, to, "kind of LoRA file")
     row = lookup({row.layout: row for row in _layouts(lora.config)}, style.layout, "layout")
     table = row.table(lora.config)
-    shapes = _shapes(table, row.shapes(lora.config))
+    shapes = _shapes(table, row.family.abstract_parameters(lora.config))
     factors: dict[str, Factors] = {}
     differences: dict[str, np.ndarray] = {}
     for name, there in places(table).items():
@@ -185,10 +185,7 @@ def unmerge(parameters: Mapping[str, AnyArray], loras: Iterable[tuple[Lora, floa
 
 def _layouts(config: Any) -> list[Format]:
     """The layouts of other projects of the family that has sizes of this kind."""
-    rows = [row for row in FORMATS if row.config is type(config) and row.layout != OURS]
-    if not rows:
-        raise UsageError(f"there are no LoRAs for {type(config).__name__}")
-    return rows
+    return [row for layout, row in layouts(family_of(config).name).items() if layout != OURS]
 
 
 def _shapes(table: Table, ours: Mapping[str, Any]) -> dict[str, Shape]:
@@ -252,7 +249,7 @@ def _by_parameter(
     for lora, strength in loras:
         if type(strength) not in (int, float) or not math.isfinite(strength):
             raise UsageError(f"the strength of a LoRA is {strength!r}; expected a number.")
-        expected = _layouts(lora.config)[0].shapes(lora.config)
+        expected = family_of(lora.config).abstract_parameters(lora.config)
         for name in dict.fromkeys(name for name, _ in (*lora.factors, *lora.differences)):
             if name not in parameters or tuple(parameters[name].shape) != tuple(expected[name].shape):
                 there = f"shape {tuple(parameters[name].shape)}" if name in parameters else "no such parameter"

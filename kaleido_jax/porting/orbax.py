@@ -28,7 +28,7 @@ def save(folder: Path, arrays: Mapping[str, Any], row: Format, config: Any) -> N
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False, save_concurrent_gb=1)
     with ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(folder.absolute() / ARRAYS, args=ocp.args.PyTreeSave(dict(arrays)))
-    document = layouts(row.family)[OURS].config_document(config)
+    document = layouts(row.family.name)[OURS].config_document(config)
     (folder / "config.json").write_text(json.dumps(document, indent=2) + "\n")
 
 
@@ -49,7 +49,7 @@ def describe(source: Path) -> tuple[Format, Any, dict[str, jax.ShapeDtypeStruct]
             saved = dict(checkpointer.metadata(source.absolute() / ARRAYS).item_metadata)
     except Exception as error:  # orbax raises what its storage raises
         raise refused(source, [f"is not an orbax checkpoint that can be read: {error}"]) from error
-    ours = row.shapes(config)
+    ours = row.family.abstract_parameters(config)
     problems = [f"missing {name}" for name in sorted(ours.keys() - saved.keys())]
     problems += [f"unexpected {name}" for name in sorted(saved.keys() - ours.keys())]
     problems += [

@@ -58,7 +58,7 @@ class Checkpoint:
         found = {name: tensors[there].shape for name, there in self.names.items()}
         self.config = self.format.config_from(found, document)
         self.table: Table = self.format.table(self.config)
-        ours = self.format.shapes(self.config)
+        ours = self.format.family.abstract_parameters(self.config)
         self.problems = differences(found, torch_shapes(self.table, ours))
         self.problems += [
             f"{alias} and {name} are one tensor, but have shapes {tensors[alias].shape} and {tensors[name].shape}"

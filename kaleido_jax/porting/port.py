@@ -17,7 +17,7 @@ from kaleido_jax.models.mapping import Table, differences, places, torch_shapes
 from kaleido_jax.names import lookup
 from kaleido_jax.parallel import partition_spec
 from kaleido_jax.porting import orbax, torch_files
-from kaleido_jax.porting.formats import FORMATS, OURS, Format, layout_of
+from kaleido_jax.porting.formats import OURS, Format, family_of, layout_of
 from kaleido_jax.porting.parameters import Arrays, Checkpoint, Parameters, read, tensor_chunks
 from kaleido_jax.porting.safetensors import DTYPES, TensorInfo, refused
 from kaleido_jax.porting.writing import replacing, write_file, write_folder
@@ -69,7 +69,7 @@ def port(
     """
     target = _Target(Path(destination), to, _dtype(dtype), allow_nonfinite, overwrite, shard_bytes, progress)
     with target.replaced() as temporary, _opened(Path(source)) as (row, config, parameters):
-        return target.write(temporary, row.family, config, parameters, str(source))
+        return target.write(temporary, row.family.name, config, parameters, str(source))
 
 
 def export(
@@ -96,17 +96,14 @@ def export(
       UsageError, StorageError: as `port`.
       InputError: listing every parameter that is missing, unexpected, of another shape, or not finite.
     """
-    row = next((row for row in FORMATS if row.config is type(config)), None)
-    if row is None:
-        kinds = ", ".join(sorted({row.config.__name__ for row in FORMATS}))
-        raise UsageError(f"config is a {type(config).__name__}; weights can be written for {kinds}")
-    shapes = {name: tuple(leaf.shape) for name, leaf in row.shapes(config).items()}
+    family = family_of(config)
+    shapes = {name: tuple(leaf.shape) for name, leaf in family.abstract_parameters(config).items()}
     problems = differences({name: tuple(x.shape) for name, x in parameters.items()}, shapes)
     if problems:
         raise refused("the parameters", problems)
     target = _Target(Path(destination), to, _dtype(dtype), allow_nonfinite, overwrite, shard_bytes, progress)
     with target.replaced() as temporary:
-        return target.write(temporary, row.family, config, Arrays(parameters), "the parameters")
+        return target.write(temporary, family.name, config, Arrays(parameters), "the parameters")
 
 
 def load(
@@ -263,7 +260,7 @@ class _Job:
 def _tensors(goal: Format, config: Any, parameters: Parameters, target: np.dtype | None) -> dict[str, TensorInfo]:
     """Dtype and shape of every tensor of the destination."""
     table = goal.table(config)
-    shapes = torch_shapes(table, goal.shapes(config))
+    shapes = torch_shapes(table, goal.family.abstract_parameters(config))
     tensors, problems = {}, []
     for name, parts in places(table).items():
         dtypes = {np.dtype(parameters.shapes[part.ours].dtype) for part in parts}

@@ -48,13 +48,13 @@ SMALL = {
         VisionConfig.dinov2_g14().with_registers(), dim=128, ffn_dim=88, heads=2, layers=3, patch=2, image_size=6
     ),
 }
-ROWS = {f"{row.family}, {row.layout}": row for row in FORMATS}
+ROWS = {f"{row.family.name}, {row.layout}": row for row in FORMATS}
 
 
 def random_tensors(row: Format, config, dtype=np.float32, seed: int = 0) -> dict[str, np.ndarray]:
     """A checkpoint of this format with normal numbers."""
     random = np.random.default_rng(seed)
-    shapes = torch_shapes(row.table(config), row.shapes(config))
+    shapes = torch_shapes(row.table(config), row.family.abstract_parameters(config))
     return {name: random.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
 
 

@@ -14,7 +14,7 @@ from kaleido_jax.bundle import abstract, merge
 from kaleido_jax.layout import TokenLayout, patchify
 from kaleido_jax.methods import text_to_image
 from kaleido_jax.models.flux import FluxConfig, FluxTransformer
-from kaleido_jax.models.flux.params import from_torch
+from kaleido_jax.models.flux.params import FAMILY
 from kaleido_jax.rope import Flat, positions
 from kaleido_jax.table import TokenTable
 from kaleido_jax.testing.weights import randomise, state
@@ -121,4 +121,4 @@ def run_ours(parameters, inputs, config: FluxConfig) -> Array:
 def pair(config: FluxConfig, seed: int = 0):
     """diffusers' model with random weights, and the same weights as our parameters."""
     model = randomise(diffusers_model(config), seed)
-    return model, {name: jnp.asarray(x) for name, x in from_torch(state(model), config).items()}
+    return model, {name: jnp.asarray(x) for name, x in FAMILY.from_torch(state(model), config).items()}

@@ -13,7 +13,7 @@ from flax import nnx
 from kaleido_jax.bundle import abstract, merge
 from kaleido_jax.layout import Segment, TokenLayout, patchify, unpatchify
 from kaleido_jax.models.wan import WanConfig, WanTransformer
-from kaleido_jax.models.wan.params import from_torch
+from kaleido_jax.models.wan.params import FAMILY
 from kaleido_jax.rope import Continuing, positions
 from kaleido_jax.table import TokenTable
 from kaleido_jax.testing.weights import randomise, state
@@ -121,4 +121,4 @@ def run_ours(parameters, inputs, times, config: WanConfig, layout: TokenLayout |
 def pair(config: WanConfig, seed: int = 0, **options):
     """diffusers' model with random weights, and the same weights as our parameters."""
     model = randomise(diffusers_model(config, **options), seed)
-    return model, {name: jnp.asarray(x) for name, x in from_torch(state(model), config).items()}
+    return model, {name: jnp.asarray(x) for name, x in FAMILY.from_torch(state(model), config).items()}

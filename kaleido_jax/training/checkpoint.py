@@ -1,13 +1,9 @@
 """Checkpoints that are either whole or not there: orbax for the arrays, our own manifest for the truth.
 
-orbax restores arrays with flipped bits without a word, so every file's size and SHA-256 stand in `manifest.json`, which
-is written last and checked before anything is read. A checkpoint is a folder named after its step; until its manifest
-is on disk it has a name that nothing lists.
+A checkpoint is a folder named after its step; until its manifest is on disk it has a name that nothing lists.
 """
 
-import hashlib
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -18,8 +14,8 @@ import jax
 import orbax.checkpoint as ocp
 
 from kaleido_jax.errors import StorageError
+from kaleido_jax.manifest import MANIFEST, DamagedCheckpoint, sync, verify, write_manifest
 
-MANIFEST = "manifest.json"
 METADATA = "metadata.json"
 ARRAYS = "arrays"
 PARTIAL = ".partial"
@@ -57,9 +53,9 @@ class Checkpoints:
                 checkpointer.save(partial / ARRAYS, _flat(state))
                 checkpointer.wait_until_finished()
             (partial / METADATA).write_text(json.dumps(dict(metadata), indent=1))
-            _write_manifest(partial, step)
+            write_manifest(partial, step=step)
             partial.rename(final)
-            _sync(self.folder)
+            sync(self.folder)
         except (OSError, ValueError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise StorageError(f"checkpoint {step} could not be written to {self.folder}: {error}") from error
@@ -89,7 +85,7 @@ class Checkpoints:
 
     def _read(self, step: int, target: Any) -> tuple[int, Any, dict[str, Any]]:
         folder = self.folder / f"{step:08d}"
-        verify(folder, step)
+        verify(folder, step=step)
         metadata = json.loads((folder / METADATA).read_text())
         wanted = _flat(target)
         abstract = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in wanted.items()}
@@ -105,48 +101,6 @@ class Checkpoints:
         for folder in folders:
             (folder / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
-
-
-class DamagedCheckpoint(StorageError):
-    """A checkpoint's files are not those that its manifest lists."""
-
-
-def verify(folder: Path, step: int) -> None:
-    """Raise DamagedCheckpoint unless every file of the checkpoint has the size and SHA-256 of its manifest."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise DamagedCheckpoint(f"there is no complete checkpoint in {folder}: {MANIFEST} is missing")
-    try:
-        manifest = json.loads(path.read_text())
-        listed, recorded = dict(manifest["files"]), int(manifest["step"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedCheckpoint(f"{path} cannot be read: {error}") from error
-    if recorded != step:
-        raise DamagedCheckpoint(f"{path} is of step {recorded}, not {step}")
-    present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p != path}
-    for name in sorted(present ^ set(listed)):
-        raise DamagedCheckpoint(f"{folder / name} is {'not in the manifest' if name in present else 'missing'}")
-    for name, entry in listed.items():
-        size = (folder / name).stat().st_size
-        if size != entry["size"]:
-            raise DamagedCheckpoint(f"{folder / name} has {size} bytes, not {entry['size']}")
-        digest = _digest(folder / name)
-        if digest != entry["sha256"]:
-            raise DamagedCheckpoint(f"{folder / name} has SHA-256 {digest[:12]}..., not {entry['sha256'][:12]}...")
-
-
-def _write_manifest(folder: Path, step: int) -> None:
-    files = {
-        str(p.relative_to(folder)): {"size": p.stat().st_size, "sha256": _digest(p)}
-        for p in sorted(folder.rglob("*"))
-        if p.is_file()
-    }
-    for name in files:
-        _sync(folder / name)
-    path = folder / MANIFEST
-    path.write_text(json.dumps({"format": 1, "step": step, "files": files}, indent=1))
-    _sync(path)
-    _sync(folder)
 
 
 def _compare(folder: Path, saved: Mapping[str, Any], wanted: Mapping[str, jax.ShapeDtypeStruct]) -> None:
@@ -174,16 +128,3 @@ def _key(entry: Any) -> str:
         if hasattr(entry, attribute):
             return str(getattr(entry, attribute))
     return str(entry)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -42,7 +42,7 @@ def without(document, *keys):
 
 
 def ours(make, tensors, module, config, layout):
-    arrays = {k: jnp.asarray(x) for k, x in module.from_torch(tensors, config, layout).items()}
+    arrays = {k: jnp.asarray(x) for k, x in module.FAMILY.from_torch(tensors, config, layout).items()}
     return merge(abstract(make)[0], arrays)
 
 

@@ -17,15 +17,15 @@ from kaleido_jax.porting.formats import FORMATS, OURS, layout_of, layouts, neare
 from kaleido_jax.testing.checkpoints import SMALL, random_tensors, wan_folder, write
 from kaleido_jax.testing.tiny import save_tiny_bundle
 
-CASES = {f"{row.family}, {row.layout}": row for row in FORMATS}
+CASES = {f"{row.family.name}, {row.layout}": row for row in FORMATS}
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_each_format_is_recognised_and_its_sizes_found(name):
     """From names and shapes alone, or from the config.json beside them."""
     row = CASES[name]
-    config = SMALL[row.family]
-    shapes = torch_shapes(row.table(config), row.shapes(config))
+    config = SMALL[row.family.name]
+    shapes = torch_shapes(row.table(config), row.family.abstract_parameters(config))
     assert recognise(shapes) is row
     document = row.config_document(config)
     if row.layout != OURS:
@@ -39,13 +39,13 @@ def test_each_format_is_recognised_and_its_sizes_found(name):
 def test_released_sizes_are_told_from_the_names_of_diffusers_class(name):
     """diffusers' own class on the meta device gives names and shapes at full size; no tensor is made."""
     row = layouts("wan")["diffusers"]
-    config = row.sizes[name]()
+    config = row.family.sizes[name]()
     options = {key: x for key, x in row.config_document(config).items() if key != "_class_name"}
     with torch.device("meta"):
         shapes = {key: tuple(x.shape) for key, x in WanTransformer3DModel(**options).state_dict().items()}
     assert recognise(shapes) is row
     assert row.config_from(shapes, None) == config
-    assert nearest_size(row, config) == (name, [])
+    assert nearest_size(row.family, config) == (name, [])
 
 
 def test_inspect(tmp_path):
@@ -104,7 +104,7 @@ def test_names_of_layouts():
 
 def test_sizes_between_releases():
     config = dataclasses.replace(WanConfig.t2v_14b(), layers=30)
-    assert nearest_size(layouts("wan")["original"], config) == ("Wan2.1-T2V-14B", ["layers is 30 instead of 40"])
+    assert nearest_size(layouts("wan")["original"].family, config) == ("Wan2.1-T2V-14B", ["layers is 30 instead of 40"])
 
 
 def test_orbax_folders_that_are_none(tmp_path):

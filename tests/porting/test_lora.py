@@ -16,7 +16,7 @@ from diffusers.loaders.lora_pipeline import WanLoraLoaderMixin
 from peft import LoraConfig, get_peft_model_state_dict
 
 from kaleido_jax.errors import InputError, UsageError
-from kaleido_jax.models.wan.params import abstract_parameters, mapping, to_torch
+from kaleido_jax.models.wan.params import FAMILY, mapping
 from kaleido_jax.porting.lora import Lora, merge, read, unmerge, write
 from kaleido_jax.porting.lora_formats import Factors
 from kaleido_jax.testing.tolerance import relative_error
@@ -33,7 +33,7 @@ INPUTS = random_inputs(TINY, 2, 3, 4, 6)
 
 def random_lora(rank=3, alpha=None, seed=0, kernels=KERNELS, dtype=np.float32) -> Lora:
     rng = np.random.default_rng(seed)
-    shapes = abstract_parameters(TINY)
+    shapes = FAMILY.abstract_parameters(TINY)
     normal = lambda *shape: (rng.standard_normal(shape) * 0.3).astype(dtype)
     pairs = {}
     for name in kernels:
@@ -199,14 +199,17 @@ def test_names_of_diffusers_with_underscores_are_told_from_the_originals(tmp_pat
 def test_several_at_once_are_a_sum_by_strength(tmp_path):
     """Against the formula in float64 on PyTorch's own matrices; what nothing changes is the same array."""
     rng = np.random.default_rng(1)
-    shapes = abstract_parameters(TINY)
+    shapes = FAMILY.abstract_parameters(TINY)
     ours = {name: jnp.asarray(rng.standard_normal(leaf.shape), jnp.float32) for name, leaf in shapes.items()}
     one, other = random_lora(3, 2.0, seed=1, kernels=KERNELS[:4]), random_lora(2, None, seed=2, kernels=KERNELS[3:])
     partial = Lora(TINY, {part: x for part, x in one.factors.items() if part[1] == 1})
     bias = np.arange(48, dtype=np.float32)
     other = Lora(TINY, other.factors, {("blocks.mlp.second.bias", 0): bias})
     merged = merge(ours, [(partial, 0.5), (other, -2.0)])
-    theirs, expected = to_torch(merged, TINY), {k: x.astype(np.float64) for k, x in to_torch(ours, TINY).items()}
+    theirs, expected = (
+        FAMILY.to_torch(merged, TINY),
+        {k: x.astype(np.float64) for k, x in FAMILY.to_torch(ours, TINY).items()},
+    )
     for lora, scale in ((partial, 0.5 * 2.0 / 3), (other, -2.0)):
         for (name, layer), change in lora.factors.items():
             key = mapping(TINY, "diffusers")[name].names[layer]
@@ -236,7 +239,7 @@ def test_bfloat16_is_rounded_once():
 
 
 def test_weights_that_do_not_fit_twice_are_changed_in_place():
-    shapes = abstract_parameters(TINY)
+    shapes = FAMILY.abstract_parameters(TINY)
     names = ["blocks.mlp.first.kernel", "patch_embedding.kernel"]
     ours = {
         name: jnp.asarray(np.random.default_rng(0).standard_normal(shapes[name].shape), jnp.bfloat16) for name in names

@@ -7,7 +7,7 @@ import safetensors.numpy
 import torch
 from diffusers.loaders.lora_pipeline import FluxLoraLoaderMixin
 
-from kaleido_jax.models.flux.params import abstract_parameters, mapping, to_torch, torch_shapes
+from kaleido_jax.models.flux.params import FAMILY, mapping
 from kaleido_jax.porting.lora import Lora, merge, read, write
 from kaleido_jax.testing import relative_error
 from kaleido_jax.testing.flux import TINY
@@ -18,7 +18,7 @@ PARTS = [f"double_blocks.visual.qkv.{part}.kernel" for part in ("query", "key", 
 def random_lora(kernels, alphas) -> Lora:
     """Every kernel with a down factor, a rank and a scale of its own."""
     rng = np.random.default_rng(0)
-    shapes, factors = abstract_parameters(TINY), {}
+    shapes, factors = FAMILY.abstract_parameters(TINY), {}
     for rank, (name, alpha) in enumerate(zip(kernels, alphas), 2):
         layers, inputs, outputs = shapes[name].shape
         normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)
@@ -28,7 +28,7 @@ def random_lora(kernels, alphas) -> Lora:
 
 
 def zeros() -> dict:
-    return {name: jnp.zeros(leaf.shape, jnp.float32) for name, leaf in abstract_parameters(TINY).items()}
+    return {name: jnp.zeros(leaf.shape, jnp.float32) for name, leaf in FAMILY.abstract_parameters(TINY).items()}
 
 
 @pytest.mark.parametrize("alphas", [(None, None, None), (1.0, 2.0, None)], ids=["plain", "different scales"])
@@ -39,14 +39,14 @@ def test_parts_with_factors_of_their_own_are_put_beside_each_other(tmp_path, alp
     tensors = safetensors.numpy.load_file(tmp_path / "kohya.safetensors")
     assert tensors["lora_unet_double_blocks_1_img_attn_qkv.lora_up.weight"].shape == (3 * 48, 2 + 3 + 4)
     theirs = FluxLoraLoaderMixin.lora_state_dict({key: torch.from_numpy(x) for key, x in tensors.items()})
-    expected = to_torch(merge(zeros(), [(lora, 1.0)]), TINY)
+    expected = FAMILY.to_torch(merge(zeros(), [(lora, 1.0)]), TINY)
     for layer in range(2):
         for name in ("to_q", "to_k", "to_v"):
             module = f"transformer_blocks.{layer}.attn.{name}"
             up, down = (theirs[f"transformer.{module}.lora_{side}.weight"].double().numpy() for side in "BA")
             assert relative_error(up @ down, expected[f"{module}.weight"]) < 1e-6
     # Read again it has other factors, of the whole layer's rank, and changes the same.
-    again = to_torch(merge(zeros(), [(read(tmp_path / "kohya.safetensors", TINY), 1.0)]), TINY)
+    again = FAMILY.to_torch(merge(zeros(), [(read(tmp_path / "kohya.safetensors", TINY), 1.0)]), TINY)
     for name, value in expected.items():
         assert relative_error(again[name], value) < 1e-6, name
 
@@ -54,7 +54,7 @@ def test_parts_with_factors_of_their_own_are_put_beside_each_other(tmp_path, alp
 def test_a_fused_layer_is_taken_apart_and_put_together_to_the_bit(tmp_path):
     """The first map of a single block: queries, keys, values and the feed-forward layer of one down factor."""
     rng = np.random.default_rng(0)
-    shape = torch_shapes(TINY, "original")["single_blocks.2.linear1.weight"]
+    shape = FAMILY.torch_shapes(TINY, "original")["single_blocks.2.linear1.weight"]
     key = "lora_unet_single_blocks_2_linear1"
     tensors = {
         f"{key}.alpha": np.asarray(3, np.int64),
@@ -68,7 +68,7 @@ def test_a_fused_layer_is_taken_apart_and_put_together_to_the_bit(tmp_path):
         (ours, 2) for ours, entry in entries if "single_blocks.2.linear1.weight" in entry.names
     }
     product = 0.75 * tensors[f"{key}.lora_up.weight"].astype(np.float64) @ tensors[f"{key}.lora_down.weight"]
-    merged = to_torch(merge(zeros(), [(lora, 1.0)]), TINY, "original")
+    merged = FAMILY.to_torch(merge(zeros(), [(lora, 1.0)]), TINY, "original")
     assert relative_error(merged["single_blocks.2.linear1.weight"], product) < 1e-6
     assert not merged["single_blocks.1.linear1.weight"].any()
     write(tmp_path / "again.safetensors", lora, to="kohya")

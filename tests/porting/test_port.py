@@ -22,22 +22,22 @@ from kaleido_jax.models.text.umt5 import params as umt5_params
 from kaleido_jax.models.vae.config import VAEConfig
 from kaleido_jax.models.wan.config import WanConfig
 from kaleido_jax.parallel import MeshConfig
-from kaleido_jax.porting import export, load, port, writing
-from kaleido_jax.porting.formats import FORMATS, OURS, layouts
+from kaleido_jax.porting import export, inspect, load, port
+from kaleido_jax.porting.formats import FORMATS, OURS, family_of, layouts
 from kaleido_jax.testing.checkpoints import SMALL, assert_same_bits, random_tensors, tensors_of, wan_folder, write
 from kaleido_jax.testing.tiny import TINY_CONFIG, save_tiny_bundle
 from kaleido_jax.testing.wan import TINY, diffusers_model, random_inputs, run_peer
 from kaleido_jax.testing.weights import randomise
 
-CASES = {f"{row.family}, {row.layout}": row for row in FORMATS}
+CASES = {f"{row.family.name}, {row.layout}": row for row in FORMATS}
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_there_and_back_is_bitwise(name, tmp_path):
     """To our own names, with layers stacked and axes turned, and back to what it was; the same through orbax."""
     row = CASES[name]
-    config = SMALL[row.family]
-    dtype = {"wan": jnp.bfloat16, "wan-vae": np.float16}.get(row.family, np.float32)
+    config = SMALL[row.family.name]
+    dtype = {"wan": jnp.bfloat16, "wan-vae": np.float16}.get(row.family.name, np.float32)
     tensors = random_tensors(row, config, dtype)
     source = write(tmp_path / "source", row, tensors, config)
     for step, to in (("ours", OURS), ("arrays", "orbax"), ("back", row.layout)):
@@ -57,17 +57,40 @@ def test_there_and_back_is_bitwise(name, tmp_path):
 def test_arrays_are_those_of_the_table(name, tmp_path):
     """`load` streams to the same arrays as turning and stacking everything in memory gives."""
     row = CASES[name]
-    config = SMALL[row.family]
+    config = SMALL[row.family.name]
     tensors = random_tensors(row, config, jnp.bfloat16)
     found, arrays = load(write(tmp_path / "source", row, tensors, config))
-    assert found == config or row.family == "wan-vae"  # an original VAE has no statistics beside it
-    expected = from_torch(tensors, row.table(config), row.shapes(config), "weights")
+    assert found == config or row.family.name == "wan-vae"  # an original VAE has no statistics beside it
+    expected = from_torch(tensors, row.table(config), row.family.abstract_parameters(config), "weights")
     assert_same_bits({name: np.asarray(array) for name, array in arrays.items()}, expected)
 
 
 def test_every_family_is_tested():
-    assert {row.family for row in FORMATS} == set(SMALL)
-    assert len({(row.family, row.layout) for row in FORMATS}) == len(FORMATS)
+    assert {row.family.name for row in FORMATS} == set(SMALL)
+    assert len({(row.family.name, row.layout) for row in FORMATS}) == len(FORMATS)
+
+
+def test_sizes_belong_to_one_family():
+    """Two families share a class of sizes; a family is told by what it owns, of released sizes and small ones."""
+    families = {row.family.name: row.family for row in FORMATS}.values()
+    for family in families:
+        for config in [*(make() for make in family.sizes.values()), SMALL[family.name]]:
+            assert [other.name for other in families if other.has(config)] == [family.name] == [family_of(config).name]
+    with pytest.raises(UsageError, match="config is a str; weights are known here for CLIPTextConfig, "):
+        family_of("wan")
+
+
+@pytest.mark.parametrize("to", ["orbax", "original", "kaleido"])
+def test_dino_is_exported_as_dino(tmp_path, to):
+    config = SMALL["dino"]
+    parameters = {name: np.ones(x.shape, x.dtype) for name, x in family_of(config).abstract_parameters(config).items()}
+    exported = export(parameters, config, tmp_path / "dino", to=to)
+    assert (exported.family, inspect(tmp_path / "dino").family) == ("dino", "dino")
+    document = tmp_path / "dino" / "config.json"
+    if document.exists():
+        document.write_text(document.read_text().replace('"family": "dinov2"', '"family": "clip"'))
+        with pytest.raises(InputError, match="the sizes are those of clip-vision weights, not of dino"):
+            inspect(tmp_path / "dino")
 
 
 @pytest.mark.parametrize("image", [None, 24])

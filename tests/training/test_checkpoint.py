@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from kaleido_jax.errors import StorageError
-from kaleido_jax.training.checkpoint import Checkpoints, DamagedCheckpoint
+from kaleido_jax.manifest import DamagedCheckpoint
+from kaleido_jax.training.checkpoint import Checkpoints
 
 
 def state(seed: float):

@@ -9,12 +9,11 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-import jax
-import numpy as np
 from flax import nnx
 
 from kaleido_jax.errors import InputError
 from kaleido_jax.models import mapping as tables
+from kaleido_jax.models.family import Family
 from kaleido_jax.models.flux.config import FluxConfig
 from kaleido_jax.models.flux.modeling import FluxTransformer
 from kaleido_jax.models.mapping import MATRIX, SAME, Entry, Kind, Shape, Transform, layers_of, size_of
@@ -46,31 +45,6 @@ def mapping(config: FluxConfig, layout: Layout) -> dict[str, Entry]:
         (single if row[0].startswith("single_blocks.") else double).append(row)
     kinds = _kinds(config)
     return tables.table_of(double, kinds, config.double_layers) | tables.table_of(single, kinds, config.single_layers)
-
-
-def abstract_parameters(config: FluxConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape and dtype of every parameter by dotted name, without allocating any."""
-    return tables.abstract_parameters(lambda: FluxTransformer(config, nnx.Rngs(0)))
-
-
-def torch_shapes(config: FluxConfig, layout: Layout) -> dict[str, Shape]:
-    """Name and shape of every tensor of a checkpoint of this layout, without allocating any."""
-    return tables.torch_shapes(mapping(config, layout), abstract_parameters(config))
-
-
-def from_torch(tensors: Mapping[str, Any], config: FluxConfig, layout: Layout = "diffusers") -> dict[str, np.ndarray]:
-    """Parameters by dotted name from a PyTorch state dict (arrays, or tensors that numpy can read).
-
-    Raises:
-      InputError: naming every tensor that is missing, unexpected or of another shape.
-    """
-    what = f"FLUX weights of layout {layout}"
-    return tables.from_torch(tensors, mapping(config, layout), abstract_parameters(config), what)
-
-
-def to_torch(parameters: Mapping[str, Any], config: FluxConfig, layout: Layout = "diffusers") -> dict[str, np.ndarray]:
-    """The inverse of `from_torch`."""
-    return tables.to_torch(parameters, mapping(config, layout))
 
 
 def config_from(shapes: Mapping[str, Shape], layout: Layout, document: Mapping[str, Any] | None = None) -> FluxConfig:
@@ -212,3 +186,15 @@ def _diffusers(config: FluxConfig) -> Iterator[tuple]:
     yield "head.scale", "norm_out.linear", "linear", (0, dim)
     yield "head.shift", "norm_out.linear", "linear", (dim, 2 * dim)
     yield "head.projection", "proj_out", "to patches"
+
+
+FAMILY = Family(
+    name="flux",
+    config=FluxConfig,
+    make=lambda config: FluxTransformer(config, nnx.Rngs(0)),
+    sizes={"FLUX.1-dev": FluxConfig.dev, "FLUX.1-schnell": FluxConfig.schnell},
+    layout="diffusers",
+    mapping=mapping,
+    config_from=config_from,
+    config_document=config_document,
+)

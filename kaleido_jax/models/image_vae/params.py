@@ -7,11 +7,10 @@ convolutions) and "diffusers" (AutoencoderKL without quant_conv, whose decoder n
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-import jax
-import numpy as np
 from flax import nnx
 
 from kaleido_jax.models import mapping as tables
+from kaleido_jax.models.family import Family
 from kaleido_jax.models.image_vae.config import ImageVAEConfig
 from kaleido_jax.models.image_vae.modeling import ImageVAE
 from kaleido_jax.models.mapping import (
@@ -91,35 +90,6 @@ def mapping(config: ImageVAEConfig, layout: Layout) -> dict[str, Entry]:
     return tables.table_of(_rows(config, layout), _KINDS)
 
 
-def abstract_parameters(config: ImageVAEConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape and dtype of every parameter by dotted name, without allocating any."""
-    return tables.abstract_parameters(lambda: ImageVAE(config, nnx.Rngs(0)))
-
-
-def torch_shapes(config: ImageVAEConfig, layout: Layout) -> dict[str, Shape]:
-    """Name and shape of every tensor of a checkpoint of this layout, without allocating any."""
-    return tables.torch_shapes(mapping(config, layout), abstract_parameters(config))
-
-
-def from_torch(
-    tensors: Mapping[str, Any], config: ImageVAEConfig, layout: Layout = "diffusers"
-) -> dict[str, np.ndarray]:
-    """Parameters by dotted name from a PyTorch state dict (arrays, or tensors that numpy can read).
-
-    Raises:
-      InputError: naming every tensor that is missing, unexpected or of another shape.
-    """
-    what = f"VAE weights of layout {layout}"
-    return tables.from_torch(tensors, mapping(config, layout), abstract_parameters(config), what)
-
-
-def to_torch(
-    parameters: Mapping[str, Any], config: ImageVAEConfig, layout: Layout = "diffusers"
-) -> dict[str, np.ndarray]:
-    """The inverse of `from_torch`."""
-    return tables.to_torch(parameters, mapping(config, layout))
-
-
 def config_from(
     shapes: Mapping[str, Shape], layout: Layout, document: Mapping[str, Any] | None = None
 ) -> ImageVAEConfig:
@@ -162,3 +132,15 @@ def config_document(config: ImageVAEConfig, layout: Layout) -> dict[str, Any]:
         "use_post_quant_conv": False,
         "mid_block_add_attention": True,
     }
+
+
+FAMILY = Family(
+    name="image-vae",
+    config=ImageVAEConfig,
+    make=lambda config: ImageVAE(config, nnx.Rngs(0)),
+    sizes={"FLUX.1": ImageVAEConfig.flux},
+    layout="diffusers",
+    mapping=mapping,
+    config_from=config_from,
+    config_document=config_document,
+)

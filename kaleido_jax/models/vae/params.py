@@ -8,12 +8,11 @@ import itertools
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import jax
-import numpy as np
 from flax import nnx
 
 from kaleido_jax.errors import InputError
 from kaleido_jax.models import mapping as tables
+from kaleido_jax.models.family import Family
 from kaleido_jax.models.mapping import SAME, Entry, Kind, Shape, Transform, size_of
 from kaleido_jax.models.vae.config import VAEConfig
 from kaleido_jax.models.vae.modeling import WanVAE
@@ -95,6 +94,10 @@ def _stages(config: VAEConfig) -> list[tuple[str, str, str, str]]:
     return rows
 
 
+def _make(config: VAEConfig) -> WanVAE:
+    return WanVAE(config, nnx.Rngs(0))
+
+
 def mapping(config: VAEConfig, layout: Layout) -> dict[str, Entry]:
     """For every parameter of ours, by dotted name, its place in a checkpoint of this layout."""
     column = {"original": 1, "diffusers": 2}[layout]
@@ -103,33 +106,8 @@ def mapping(config: VAEConfig, layout: Layout) -> dict[str, Entry]:
         for part in _BLOCKS.get(row[3], (("", "", "", row[3]),)):
             ours, theirs = (".".join(filter(None, (row[i], part[i]))) for i in (0, column))
             rows.append((ours, theirs, part[3]))
-    present = abstract_parameters(config)  # a block may lack its shortcut or temporal convolution
+    present = tables.abstract_parameters(lambda: _make(config))  # a block may lack its shortcut or temporal convolution
     return {name: entry for name, entry in tables.table_of(rows, _KINDS).items() if name in present}
-
-
-def abstract_parameters(config: VAEConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape and type of every parameter by dotted name, without allocating any."""
-    return tables.abstract_parameters(lambda: WanVAE(config, nnx.Rngs(0)))
-
-
-def torch_shapes(config: VAEConfig, layout: Layout) -> dict[str, Shape]:
-    """Name and shape of every tensor of a checkpoint of this layout, without allocating any."""
-    return tables.torch_shapes(mapping(config, layout), abstract_parameters(config))
-
-
-def from_torch(tensors: Mapping[str, Any], config: VAEConfig, layout: Layout = "diffusers") -> dict[str, np.ndarray]:
-    """Parameters by dotted name from a PyTorch state dict (arrays, or tensors that numpy can read).
-
-    Raises:
-      InputError: naming every tensor that is missing, unexpected or of another shape.
-    """
-    what = f"VAE weights of layout {layout}"
-    return tables.from_torch(tensors, mapping(config, layout), abstract_parameters(config), what)
-
-
-def to_torch(parameters: Mapping[str, Any], config: VAEConfig, layout: Layout = "diffusers") -> dict[str, np.ndarray]:
-    """The inverse of `from_torch`."""
-    return tables.to_torch(parameters, mapping(config, layout))
 
 
 # Our field -> its key in diffusers' config.json. Original releases have none.
@@ -227,3 +205,15 @@ def _encoder_blocks(shapes: Mapping[str, Shape], layout: Layout, residual: bool)
         if present(f"{stage}.downsampler"):
             blocks.append(f"{stage}.downsampler")
     return blocks
+
+
+FAMILY = Family(
+    name="wan-vae",
+    config=VAEConfig,
+    make=_make,
+    sizes={"Wan2.1_VAE": VAEConfig.wan2_1, "Wan2.2_VAE": VAEConfig.wan2_2, "miniature": VAEConfig.miniature},
+    layout="diffusers",
+    mapping=mapping,
+    config_from=config_from,
+    config_document=config_document,
+)

@@ -10,16 +10,14 @@ names one module of ours and what it is called there, with {} for the layer.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import jax
-import numpy as np
 from flax import nnx
 
 from kaleido_jax.errors import InputError
 from kaleido_jax.models import mapping as tables
+from kaleido_jax.models.family import Family
 from kaleido_jax.models.mapping import (
     MATRIX,
     SAME,
@@ -43,7 +41,7 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
     "dinov2": ("huggingface", "original"),
 }
 # Tensors that a file may hold beside the vision tower's: the rest of a whole CLIP, and a table of numbers.
-IGNORED: dict[Layout, tuple[str, ...]] = {
+_IGNORED: dict[str, tuple[str, ...]] = {
     "huggingface": (r"text_model\..*", r"text_projection\..*", "logit_scale", r".*\.position_ids"),
     "open_clip": (
         r"(transformer|text|token_embedding|ln_final)\..*",
@@ -216,6 +214,10 @@ _ROWS = {
 }
 
 
+def _make(config: VisionConfig) -> VisionEncoder:
+    return VisionEncoder(config, nnx.Rngs(0))
+
+
 def mapping(config: VisionConfig, layout: Layout) -> dict[str, Entry]:
     """For every parameter of ours, by dotted name, its place in a checkpoint of this layout.
 
@@ -227,41 +229,10 @@ def mapping(config: VisionConfig, layout: Layout) -> dict[str, Entry]:
         raise ValueError(f"layout is {layout!r}; expected one of {known}, for weights of {config.family}.")
     kinds = _KINDS | {"patches": _patches(config.patch, bias=config.family != "clip")}
     table = tables.table_of(_ROWS[config.family, layout](config), kinds, config.layers)
-    present = abstract_parameters(config)  # a model may lack its projection, registers, mask token or scales
+    present = tables.abstract_parameters(
+        lambda: _make(config)
+    )  # a model may lack its projection, registers, mask token or scales
     return {name: entry for name, entry in table.items() if name in present}
-
-
-def abstract_parameters(config: VisionConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape and dtype of every parameter by dotted name, without allocating any."""
-    return tables.abstract_parameters(lambda: VisionEncoder(config, nnx.Rngs(0)))
-
-
-def torch_shapes(config: VisionConfig, layout: Layout = "huggingface") -> dict[str, Shape]:
-    """Name and shape of every tensor of a checkpoint of this layout, without allocating any."""
-    return tables.torch_shapes(mapping(config, layout), abstract_parameters(config))
-
-
-def from_torch(
-    tensors: Mapping[str, Any], config: VisionConfig, layout: Layout = "huggingface"
-) -> dict[str, np.ndarray]:
-    """Parameters by dotted name from a PyTorch state dict (arrays, or tensors that numpy can read).
-
-    A file of a whole CLIP may be given: what belongs to its text tower is left out (`IGNORED`).
-
-    Raises:
-      InputError: naming every tensor that is missing, unexpected or of another shape.
-    """
-    ignored = re.compile("|".join(IGNORED[layout]))
-    tensors = {name: x for name, x in tensors.items() if not (IGNORED[layout] and ignored.fullmatch(name))}
-    what = f"{config.family} vision weights of layout {layout}"
-    return tables.from_torch(tensors, mapping(config, layout), abstract_parameters(config), what)
-
-
-def to_torch(
-    parameters: Mapping[str, Any], config: VisionConfig, layout: Layout = "huggingface"
-) -> dict[str, np.ndarray]:
-    """The inverse of `from_torch`, without a text tower."""
-    return tables.to_torch(parameters, mapping(config, layout))
 
 
 # Where the sizes are told: (patches, positions and their axis of places, first norm of a layer, first of its maps).
@@ -377,3 +348,37 @@ def config_document(config: VisionConfig, layout: Layout = "huggingface") -> dic
         else:
             kind |= {"use_mask_token": config.mask_token}
     return {"architectures": [name], **kind, **sizes}
+
+
+_SHARED: dict[str, Any] = {
+    "config": VisionConfig,
+    "make": _make,
+    "layout": "huggingface",
+    "mapping": mapping,
+    "config_from": config_from,
+    "config_document": config_document,
+    "ignored": _IGNORED,
+}
+CLIP = Family(
+    name="clip-vision",
+    **_SHARED,
+    owns=lambda config: config.family == "clip",
+    sizes={
+        "clip-vit-base-patch32": VisionConfig.clip_b32,
+        "clip-vit-large-patch14": VisionConfig.clip_l14,
+        "open-clip-xlm-roberta-large-vit-huge-14": VisionConfig.clip_h14,
+    },
+)
+DINO = Family(
+    name="dino",
+    **_SHARED,
+    owns=lambda config: config.family != "clip",
+    sizes={
+        "dino-vits16": VisionConfig.dino_s16,
+        "dino-vitb16": VisionConfig.dino_b16,
+        "dinov2-small": VisionConfig.dinov2_s14,
+        "dinov2-base": VisionConfig.dinov2_b14,
+        "dinov2-large": VisionConfig.dinov2_l14,
+        "dinov2-giant": VisionConfig.dinov2_g14,
+    },
+)

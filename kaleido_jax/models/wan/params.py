@@ -10,12 +10,11 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import jax
-import numpy as np
 from flax import nnx
 
 from kaleido_jax.errors import InputError
 from kaleido_jax.models import mapping as tables
+from kaleido_jax.models.family import Family
 from kaleido_jax.models.mapping import MATRIX, SAME, Entry, Kind, Shape, Transform, layers_of, size_of, told
 from kaleido_jax.models.wan.config import WanConfig
 from kaleido_jax.models.wan.modeling import WanTransformer
@@ -170,31 +169,6 @@ def mapping(config: WanConfig, layout: Layout) -> dict[str, Entry]:
     return tables.table_of(rows, _KINDS | {"patches": _patches(config.patch)}, config.layers)
 
 
-def abstract_parameters(config: WanConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape and dtype of every parameter by dotted name, without allocating any."""
-    return tables.abstract_parameters(lambda: WanTransformer(config, nnx.Rngs(0)))
-
-
-def torch_shapes(config: WanConfig, layout: Layout) -> dict[str, Shape]:
-    """Name and shape of every tensor of a checkpoint of this layout, without allocating any."""
-    return tables.torch_shapes(mapping(config, layout), abstract_parameters(config))
-
-
-def from_torch(tensors: Mapping[str, Any], config: WanConfig, layout: Layout = "diffusers") -> dict[str, np.ndarray]:
-    """Parameters by dotted name from a PyTorch state dict (arrays, or tensors that numpy can read).
-
-    Raises:
-      InputError: naming every tensor that is missing, unexpected or of another shape.
-    """
-    what = f"Wan weights of layout {layout}"
-    return tables.from_torch(tensors, mapping(config, layout), abstract_parameters(config), what)
-
-
-def to_torch(parameters: Mapping[str, Any], config: WanConfig, layout: Layout = "diffusers") -> dict[str, np.ndarray]:
-    """The inverse of `from_torch`."""
-    return tables.to_torch(parameters, mapping(config, layout))
-
-
 def config_from(shapes: Mapping[str, Shape], layout: Layout, document: Mapping[str, Any] | None = None) -> WanConfig:
     """The sizes of a checkpoint with tensors of these shapes; its config.json wins where it says something.
 
@@ -247,3 +221,21 @@ def config_document(config: WanConfig, layout: Layout) -> dict[str, Any]:
         "cross_attn_norm": True,
         "qk_norm": "rms_norm_across_heads",
     }
+
+
+FAMILY = Family(
+    name="wan",
+    config=WanConfig,
+    make=lambda config: WanTransformer(config, nnx.Rngs(0)),
+    sizes={
+        "Wan2.1-T2V-1.3B": WanConfig.t2v_1_3b,
+        "Wan2.1-T2V-14B": WanConfig.t2v_14b,
+        "Wan2.1-I2V-14B": WanConfig.i2v_14b,
+        "Wan2.2-I2V-A14B": WanConfig.i2v_a14b,
+        "Wan2.2-TI2V-5B": WanConfig.ti2v_5b,
+    },
+    layout="diffusers",
+    mapping=mapping,
+    config_from=config_from,
+    config_document=config_document,
+)

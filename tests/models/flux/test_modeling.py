@@ -16,7 +16,7 @@ from kaleido_jax.bundle import merge
 from kaleido_jax.layout import Segment, TokenLayout, patchify
 from kaleido_jax.masks import TokenMask
 from kaleido_jax.models.flux import FluxConfig
-from kaleido_jax.models.flux.params import from_torch
+from kaleido_jax.models.flux.params import FAMILY
 from kaleido_jax.models.hook import default_attend
 from kaleido_jax.testing import relative_error, relative_errors
 from kaleido_jax.testing.flux import (
@@ -75,7 +75,7 @@ def test_gradients_of_all_parameters_and_of_the_input(record_property):
     weights = np.random.default_rng(2).standard_normal((batch, height, width, config.channels)).astype(np.float32)
     latents = torch.from_numpy(inputs.latents[:, 0]).requires_grad_()
     (run_peer(model, inputs, latents) * torch.from_numpy(weights)).sum().backward()
-    expected = from_torch({name: p.grad.numpy() for name, p in model.named_parameters()}, config)
+    expected = FAMILY.from_torch({name: p.grad.numpy() for name, p in model.named_parameters()}, config)
 
     packed = patchify(jnp.asarray(weights)[:, None], config.patch)
     _, *rest = inputs.arrays

@@ -9,14 +9,7 @@ from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpo
 
 from kaleido_jax.errors import InputError
 from kaleido_jax.models.flux import FluxConfig
-from kaleido_jax.models.flux.params import (
-    abstract_parameters,
-    config_document,
-    config_from,
-    from_torch,
-    to_torch,
-    torch_shapes,
-)
+from kaleido_jax.models.flux.params import FAMILY, config_document, config_from
 from kaleido_jax.testing.flux import TINY, diffusers_model
 
 RELEASED = {"dev": FluxConfig.dev(), "schnell": FluxConfig.schnell()}
@@ -28,7 +21,7 @@ def test_diffusers_names_and_shapes_at_full_size(name):
     config = RELEASED[name]
     with torch.device("meta"):
         theirs = {key: tuple(tensor.shape) for key, tensor in diffusers_model(config).state_dict().items()}
-    assert torch_shapes(config, "diffusers") == theirs
+    assert FAMILY.torch_shapes(config, "diffusers") == theirs
     assert config_from(theirs, "diffusers") == config
 
 
@@ -61,22 +54,22 @@ def original_shapes(config: FluxConfig) -> dict[str, tuple[int, ...]]:
 def test_original_names_and_shapes_at_full_size(name):
     config = RELEASED[name]
     expected = original_shapes(config)
-    assert torch_shapes(config, "original") == expected
+    assert FAMILY.torch_shapes(config, "original") == expected
     assert config_from(expected, "original") == config
     assert sum(int(np.prod(shape)) for shape in expected.values()) == PARAMETERS[name]
 
 
 def random_parameters(config, seed=0):
     r = np.random.default_rng(seed)
-    return {k: r.standard_normal(x.shape).astype(np.float32) for k, x in abstract_parameters(config).items()}
+    return {k: r.standard_normal(x.shape).astype(np.float32) for k, x in FAMILY.abstract_parameters(config).items()}
 
 
 @pytest.mark.parametrize("layout", ["original", "diffusers"])
 def test_there_and_back_is_bitwise(layout):
     ours = random_parameters(TINY)
-    tensors = to_torch(ours, TINY, layout)
-    assert {name: x.shape for name, x in tensors.items()} == torch_shapes(TINY, layout)
-    back = from_torch(tensors, TINY, layout)
+    tensors = FAMILY.to_torch(ours, TINY, layout)
+    assert {name: x.shape for name, x in tensors.items()} == FAMILY.torch_shapes(TINY, layout)
+    back = FAMILY.from_torch(tensors, TINY, layout)
     assert back.keys() == ours.keys()
     for name in ours:
         np.testing.assert_array_equal(back[name], ours[name])
@@ -85,7 +78,7 @@ def test_there_and_back_is_bitwise(layout):
 def test_the_layouts_differ_as_the_releases_do():
     """The original fuses queries, keys and values; its last modulation is shift then scale, diffusers' the reverse."""
     ours = random_parameters(TINY)
-    original, diffusers = to_torch(ours, TINY, "original"), to_torch(ours, TINY, "diffusers")
+    original, diffusers = FAMILY.to_torch(ours, TINY, "original"), FAMILY.to_torch(ours, TINY, "diffusers")
     same = np.testing.assert_array_equal
     for layer in range(2):
         to = f"transformer_blocks.{layer}.attn."
@@ -109,10 +102,10 @@ def test_sizes_are_told_by_shapes_and_document():
     odd = dataclasses.replace(TINY, guidance=False, double_layers=1)
     for config in (TINY, odd):
         document = config_document(config, "diffusers")
-        assert config_from(torch_shapes(config, "diffusers"), "diffusers", document) == config
+        assert config_from(FAMILY.torch_shapes(config, "diffusers"), "diffusers", document) == config
     assert config_document(TINY, "original") == {}
     with pytest.raises(InputError, match="heads of these FLUX weights are 16 wide"):
-        config_from(torch_shapes(TINY, "original"), "original")
+        config_from(FAMILY.torch_shapes(TINY, "original"), "original")
     with pytest.raises(InputError, match=r"query_norm\.scale is missing"):
         config_from({"img_in.weight": (3072, 64)}, "original")
 
@@ -123,11 +116,11 @@ def test_diffusers_own_conversion_of_the_original_agrees():
     r = np.random.default_rng(3)
     ours = {
         name: np.broadcast_to(r.integers(-128, 128, x.shape[-1:], np.int8), x.shape)
-        for name, x in abstract_parameters(config).items()
+        for name, x in FAMILY.abstract_parameters(config).items()
     }
-    original = {name: torch.from_numpy(np.array(x)) for name, x in to_torch(ours, config, "original").items()}
+    original = {name: torch.from_numpy(np.array(x)) for name, x in FAMILY.to_torch(ours, config, "original").items()}
     converted = convert_flux_transformer_checkpoint_to_diffusers(original)
-    expected = to_torch(ours, config, "diffusers")
+    expected = FAMILY.to_torch(ours, config, "diffusers")
     assert converted.keys() == expected.keys()
     for name, x in expected.items():
         assert np.array_equal(converted[name].numpy(), x), name

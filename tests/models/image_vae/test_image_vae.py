@@ -31,7 +31,7 @@ def peer(config: ImageVAEConfig) -> AutoencoderKL:
 @pytest.fixture(scope="module")
 def pair():
     model = randomise(peer(CONFIG))
-    parameters = {k: jnp.asarray(x) for k, x in vae_params.from_torch(state(model), CONFIG).items()}
+    parameters = {k: jnp.asarray(x) for k, x in vae_params.FAMILY.from_torch(state(model), CONFIG).items()}
     return model, merge(abstract(lambda: ImageVAE(CONFIG, nnx.Rngs(0)))[0], parameters)
 
 
@@ -70,9 +70,9 @@ def test_names_and_shapes_of_diffusers_at_full_size():
     config = ImageVAEConfig.flux()
     with torch.device("meta"):
         theirs = {name: tuple(x.shape) for name, x in peer(config).state_dict().items()}
-    assert vae_params.torch_shapes(config, "diffusers") == theirs
+    assert vae_params.FAMILY.torch_shapes(config, "diffusers") == theirs
     for layout in ("diffusers", "original"):
-        shapes = vae_params.torch_shapes(config, layout)
+        shapes = vae_params.FAMILY.torch_shapes(config, layout)
         assert vae_params.config_from(shapes, layout, vae_params.config_document(config, layout)) == config
 
 
@@ -111,18 +111,18 @@ def test_names_and_shapes_of_the_original_at_full_size():
     for i in range(3):
         convolution(f"encoder.down.{i}.downsample.conv", channels[i], channels[i])
         convolution(f"decoder.up.{i + 1}.upsample.conv", channels[i + 1], channels[i + 1])
-    assert vae_params.torch_shapes(ImageVAEConfig.flux(), "original") == shapes
+    assert vae_params.FAMILY.torch_shapes(ImageVAEConfig.flux(), "original") == shapes
     assert sum(int(np.prod(shape)) for shape in shapes.values()) == 83_819_683
 
 
 @pytest.mark.parametrize("layout", ["original", "diffusers"])
 def test_there_and_back_is_bitwise(layout):
     r = np.random.default_rng(2)
-    shapes = vae_params.abstract_parameters(CONFIG)
+    shapes = vae_params.FAMILY.abstract_parameters(CONFIG)
     ours = {name: r.standard_normal(x.shape).astype(np.float32) for name, x in shapes.items()}
-    tensors = vae_params.to_torch(ours, CONFIG, layout)
-    assert {name: x.shape for name, x in tensors.items()} == vae_params.torch_shapes(CONFIG, layout)
-    back = vae_params.from_torch(tensors, CONFIG, layout)
+    tensors = vae_params.FAMILY.to_torch(ours, CONFIG, layout)
+    assert {name: x.shape for name, x in tensors.items()} == vae_params.FAMILY.torch_shapes(CONFIG, layout)
+    back = vae_params.FAMILY.from_torch(tensors, CONFIG, layout)
     assert back.keys() == ours.keys()
     for name in ours:
         np.testing.assert_array_equal(back[name], ours[name])
@@ -132,11 +132,11 @@ def test_there_and_back_is_bitwise(layout):
 
 def test_diffusers_own_conversion_of_the_original_agrees():
     r = np.random.default_rng(3)
-    shapes = vae_params.abstract_parameters(CONFIG)
+    shapes = vae_params.FAMILY.abstract_parameters(CONFIG)
     ours = {name: r.standard_normal(x.shape).astype(np.float32) for name, x in shapes.items()}
-    original = {name: torch.from_numpy(x) for name, x in vae_params.to_torch(ours, CONFIG, "original").items()}
+    original = {name: torch.from_numpy(x) for name, x in vae_params.FAMILY.to_torch(ours, CONFIG, "original").items()}
     converted = convert_ldm_vae_checkpoint(original, vae_params.config_document(CONFIG, "diffusers"))
-    expected = vae_params.to_torch(ours, CONFIG, "diffusers")
+    expected = vae_params.FAMILY.to_torch(ours, CONFIG, "diffusers")
     assert converted.keys() == expected.keys()
     for name, x in expected.items():
         np.testing.assert_array_equal(converted[name].numpy(), x)

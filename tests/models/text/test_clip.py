@@ -34,7 +34,7 @@ def released_names(model) -> dict[str, torch.Tensor]:
 def test_tokens_and_pooled_output_equal_transformers(record_property):
     model = randomise(peer(CONFIG))
     tensors = {name: x.numpy() for name, x in released_names(model).items()}
-    parameters = {name: jnp.asarray(x) for name, x in clip_params.from_torch(tensors, CONFIG).items()}
+    parameters = {name: jnp.asarray(x) for name, x in clip_params.FAMILY.from_torch(tensors, CONFIG).items()}
     ids = np.random.default_rng(0).integers(0, 30, (3, 9)).astype(np.int32)
     ids[0, 4:], ids[1, 8:], ids[2, 0] = 30, 30, 30  # texts that end early and are padded with the end, late, at once
     with torch.no_grad():
@@ -54,21 +54,21 @@ def test_names_and_shapes_at_full_size():
     config = CLIPTextConfig.large()
     with torch.device("meta"):
         theirs = {name: tuple(x.shape) for name, x in released_names(peer(config)).items()}
-    assert clip_params.torch_shapes(config) == theirs
+    assert clip_params.FAMILY.torch_shapes(config) == theirs
     assert sum(int(np.prod(shape)) for shape in theirs.values()) == 123_060_480
     assert clip_params.config_from(theirs) == config
     shorter = {name.removeprefix("text_model."): shape for name, shape in theirs.items()}
-    assert clip_params.torch_shapes(config, "transformers-5") == shorter
+    assert clip_params.FAMILY.torch_shapes(config, "transformers-5") == shorter
     assert clip_params.config_from(shorter, "transformers-5") == config
     assert clip_params.config_from(theirs, document={"eos_token_id": 2, "hidden_act": "quick_gelu"}) == config
 
 
 def test_there_and_back_is_bitwise():
     r = np.random.default_rng(2)
-    shapes = clip_params.abstract_parameters(CONFIG)
+    shapes = clip_params.FAMILY.abstract_parameters(CONFIG)
     ours = {name: r.standard_normal(x.shape).astype(np.float32) for name, x in shapes.items()}
-    tensors = clip_params.to_torch(ours, CONFIG)
-    back = clip_params.from_torch(tensors, CONFIG)
+    tensors = clip_params.FAMILY.to_torch(ours, CONFIG)
+    back = clip_params.FAMILY.from_torch(tensors, CONFIG)
     assert back.keys() == ours.keys()
     for name in ours:
         np.testing.assert_array_equal(back[name], ours[name])

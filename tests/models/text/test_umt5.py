@@ -13,8 +13,8 @@ from flax import nnx
 
 from kaleido_jax.errors import InputError
 from kaleido_jax.models.text import UMT5Config, UMT5Encoder
-from kaleido_jax.models.text.umt5 import params as umt5_params
 from kaleido_jax.models.text.umt5.modeling import distance_buckets
+from kaleido_jax.models.text.umt5.params import FAMILY, config_document, config_from
 
 # Odd sizes: heads * head_dim differs from dim, few buckets, distances that reach max_distance.
 CONFIGS = {
@@ -91,7 +91,7 @@ def test_forward_equals_transformers(name, shape):
     config = CONFIGS[name]
     model = randomised(peer(config), seed=1)
     ids, lengths = batch(config, *BATCHES[shape], seed=2)
-    ours = jax.jit(encoder(config, umt5_params.from_torch(state_dict(model), config)))(ids, lengths)
+    ours = jax.jit(encoder(config, FAMILY.from_torch(state_dict(model), config)))(ids, lengths)
     with torch.no_grad():
         theirs = peer_output(model, ids, lengths)
         exact = peer_output(model.double(), ids, lengths)
@@ -123,9 +123,9 @@ def test_gradients_equal_transformers(name):
     loss = (peer_output(model, ids, lengths) * torch.from_numpy(weights)).sum()
     loss.backward()
     theirs = {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
-    theirs = umt5_params.from_torch(theirs, config)
+    theirs = FAMILY.from_torch(theirs, config)
 
-    graph, state = nnx.split(encoder(config, umt5_params.from_torch(state_dict(model), config)))
+    graph, state = nnx.split(encoder(config, FAMILY.from_torch(state_dict(model), config)))
     gradient = jax.jit(jax.grad(lambda state: jnp.sum(nnx.merge(graph, state)(ids, lengths) * weights)))(state)
     ours = {".".join(path): leaf.get_value() for path, leaf in nnx.to_flat_state(gradient)}
     assert ours.keys() == theirs.keys()
@@ -136,7 +136,7 @@ def test_gradients_equal_transformers(name):
 
 def test_bfloat16_stays_near_float32():
     config = CONFIGS["narrow heads"]
-    parameters = umt5_params.from_torch(state_dict(randomised(peer(config), seed=7)), config)
+    parameters = FAMILY.from_torch(state_dict(randomised(peer(config), seed=7)), config)
     ids, lengths = batch(config, 11, (11, 4), seed=8)
     graph, state = nnx.split(encoder(config, parameters))
     half_graph, _ = nnx.split(encoder(dataclasses.replace(config, dtype="bfloat16"), parameters))
@@ -167,9 +167,9 @@ def test_weights_round_trip(layout, name):
     config = CONFIGS[name]
     state = nnx.to_flat_state(nnx.state(UMT5Encoder(config, nnx.Rngs(9)), nnx.Param))
     ours = {".".join(path): np.asarray(leaf.get_value()) for path, leaf in state}
-    tensors = umt5_params.to_torch(ours, config, layout)
-    assert {name: tensor.shape for name, tensor in tensors.items()} == umt5_params.shapes(config, layout)
-    back = umt5_params.from_torch(tensors, config, layout)
+    tensors = FAMILY.to_torch(ours, config, layout)
+    assert {name: tensor.shape for name, tensor in tensors.items()} == FAMILY.torch_shapes(config, layout)
+    back = FAMILY.from_torch(tensors, config, layout)
     assert back.keys() == ours.keys()
     for name in ours:
         np.testing.assert_array_equal(back[name], ours[name])
@@ -181,14 +181,14 @@ def test_full_size_names_and_shapes_equal_transformers(config):
         model = peer(config)
     theirs = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     assert theirs.pop("encoder.embed_tokens.weight") == theirs["shared.weight"]
-    assert umt5_params.shapes(config, "huggingface") == theirs
+    assert FAMILY.torch_shapes(config, "huggingface") == theirs
 
 
 @pytest.mark.parametrize("name", ["one head", "T5", "one layer of T5"])
 def test_sizes_are_told_by_shapes_and_document(name):
     config = dataclasses.replace(CONFIGS["T5"], layers=1) if name.startswith("one layer") else CONFIGS[name]
-    document = umt5_params.config_document(config, "huggingface")
-    assert umt5_params.config_from(umt5_params.shapes(config, "huggingface"), "huggingface", document) == config
+    document = config_document(config, "huggingface")
+    assert config_from(FAMILY.torch_shapes(config, "huggingface"), "huggingface", document) == config
 
 
 def test_full_size_names_of_the_original_release():
@@ -200,17 +200,17 @@ def test_full_size_names_of_the_original_release():
     }  # fmt: skip
     expected = {f"blocks.{i}.{name}": shape for i in range(24) for name, shape in block.items()}
     expected |= {"token_embedding.weight": (256384, 4096), "norm.weight": (4096,)}
-    assert umt5_params.shapes(UMT5Config.xxl(), "wan") == expected
+    assert FAMILY.torch_shapes(UMT5Config.xxl(), "wan") == expected
 
 
 def test_wrong_weights_are_all_named_at_once():
     config = CONFIGS["one head"]
-    tensors = {name: np.zeros(shape, np.float32) for name, shape in umt5_params.shapes(config, "wan").items()}
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in FAMILY.torch_shapes(config, "wan").items()}
     del tensors["norm.weight"]
     tensors["blocks.7.norm1.weight"] = np.zeros(7, np.float32)
     tensors["blocks.1.attn.q.weight"] = np.zeros((7, 9), np.float32)
     with pytest.raises(InputError) as error:
-        umt5_params.from_torch(tensors, config, "wan")
+        FAMILY.from_torch(tensors, config, "wan")
     for part in (
         "missing norm.weight",
         "unexpected blocks.7.norm1.weight",

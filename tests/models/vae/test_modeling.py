@@ -57,7 +57,7 @@ def peer(config: VAEConfig) -> diffusers.AutoencoderKLWan:
 
 def ported(model: diffusers.AutoencoderKLWan, config: VAEConfig) -> tuple[nnx.GraphDef, dict]:
     graph, _ = abstract(lambda: WanVAE(config, nnx.Rngs(0)))
-    values = vae_params.from_torch(state(model), config)
+    values = vae_params.FAMILY.from_torch(state(model), config)
     return graph, {name: jnp.asarray(value) for name, value in values.items()}
 
 
@@ -125,7 +125,7 @@ def test_gradients_are_those_of_diffusers(name):
 
     gradient = jax.jit(jax.grad(objective))(values)
     theirs = {key: weight.grad.numpy() for key, weight in model.named_parameters()}
-    errors = relative_errors(gradient, vae_params.from_torch(theirs, config))
+    errors = relative_errors(gradient, vae_params.FAMILY.from_torch(theirs, config))
     assert max(errors.values()) < GRADIENT_LIMIT, errors
 
 

@@ -28,10 +28,10 @@ def meta_peer(config: VAEConfig) -> diffusers.AutoencoderKLWan:
 @pytest.mark.parametrize("name", [*RELEASES, "miniature"])
 def test_names_and_shapes_are_those_of_diffusers(name):
     config = RELEASES.get(name, VAEConfig.miniature())
-    shapes = vae_params.abstract_parameters(config)
+    shapes = vae_params.FAMILY.abstract_parameters(config)
     table = vae_params.mapping(config, "diffusers")
     assert table.keys() == shapes.keys()
-    ours = vae_params.torch_shapes(config, "diffusers")
+    ours = vae_params.FAMILY.torch_shapes(config, "diffusers")
     theirs = {key: tuple(value.shape) for key, value in meta_peer(config).state_dict().items()}
     assert ours == theirs
 
@@ -97,9 +97,9 @@ def test_there_and_back_is_bitwise(layout):
     rng = np.random.default_rng(0)
     ours = {
         name: rng.standard_normal(leaf.shape).astype(np.float32)
-        for name, leaf in vae_params.abstract_parameters(config).items()
+        for name, leaf in vae_params.FAMILY.abstract_parameters(config).items()
     }
-    again = vae_params.from_torch(vae_params.to_torch(ours, config, layout), config, layout)
+    again = vae_params.FAMILY.from_torch(vae_params.FAMILY.to_torch(ours, config, layout), config, layout)
     assert again.keys() == ours.keys()
     for name in ours:
         np.testing.assert_array_equal(again[name], ours[name])
@@ -107,15 +107,15 @@ def test_there_and_back_is_bitwise(layout):
 
 def test_every_problem_is_named_at_once():
     config = VAEConfig.miniature()
-    shapes = vae_params.abstract_parameters(config)
-    tensors = vae_params.to_torch({name: np.zeros(leaf.shape) for name, leaf in shapes.items()}, config)
+    shapes = vae_params.FAMILY.abstract_parameters(config)
+    tensors = vae_params.FAMILY.to_torch({name: np.zeros(leaf.shape) for name, leaf in shapes.items()}, config)
     del tensors["quant_conv.bias"]
     tensors["decoder.conv_in.weight"] = np.zeros((2, 2))
     tensors["loss.weight"] = np.zeros(3)
     with pytest.raises(
         ValueError, match=r"3 problems.*missing quant_conv.bias.*unexpected loss.weight.*decoder.conv_in.weight"
     ):
-        vae_params.from_torch(tensors, config)
+        vae_params.FAMILY.from_torch(tensors, config)
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def peer(config: VAEConfig) -> diffusers.AutoencoderKLWan:
 
 
 def ours(config: VAEConfig, model: diffusers.AutoencoderKLWan):
-    values = vae_params.from_torch(state(model), config)
+    values = vae_params.FAMILY.from_torch(state(model), config)
     graph = abstract(lambda: WanVAE(config, nnx.Rngs(0)))[0]
     return graph, {name: jnp.asarray(value) for name, value in values.items()}
 

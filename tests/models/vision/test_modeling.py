@@ -13,7 +13,7 @@ from flax import nnx
 
 from kaleido_jax.bundle import abstract, merge
 from kaleido_jax.models.vision import VisionConfig, VisionEncoder
-from kaleido_jax.models.vision import params as vision_params
+from kaleido_jax.porting.formats import family_of
 from kaleido_jax.testing import randomise, relative_error
 from kaleido_jax.testing.vision import file_tensors, peer
 
@@ -55,7 +55,7 @@ def pair(name: str):
     config = CONFIGS[name]
     model = randomise(peer(config), seed=len(name))
     tensors = {key: x.detach().numpy() for key, x in file_tensors(model).items()}
-    parameters = {key: jnp.asarray(x) for key, x in vision_params.from_torch(tensors, config).items()}
+    parameters = {key: jnp.asarray(x) for key, x in family_of(config).from_torch(tensors, config).items()}
     return model, abstract(lambda: VisionEncoder(config, nnx.Rngs(0)))[0], parameters
 
 

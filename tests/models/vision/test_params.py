@@ -16,16 +16,8 @@ from kaleido_jax.bundle import abstract, merge
 from kaleido_jax.errors import InputError
 from kaleido_jax.models.vision import VisionConfig
 from kaleido_jax.models.vision.modeling import SelfAttention
-from kaleido_jax.models.vision.params import (
-    LAYOUTS,
-    abstract_parameters,
-    config_document,
-    config_from,
-    from_torch,
-    mapping,
-    to_torch,
-    torch_shapes,
-)
+from kaleido_jax.models.vision.params import LAYOUTS, config_document, config_from, mapping
+from kaleido_jax.porting.formats import family_of
 from kaleido_jax.testing import relative_error
 from kaleido_jax.testing.vision import file_shapes, peer
 
@@ -62,7 +54,7 @@ CASES = [(family, layout) for family, layouts in LAYOUTS.items() for layout in l
 def test_released_sizes_are_those_of_transformers(name):
     config, parameters = RELEASES[name]
     theirs = file_shapes(config)
-    assert torch_shapes(config, "huggingface") == theirs
+    assert family_of(config).torch_shapes(config, "huggingface") == theirs
     assert sum(np.prod(shape, dtype=np.int64) for shape in theirs.values()) == parameters
 
 
@@ -70,7 +62,7 @@ def test_released_sizes_are_those_of_transformers(name):
 def test_sizes_are_told_by_the_shapes(name):
     config = RELEASES[name][0]
     for layout in LAYOUTS[config.family]:
-        shapes = torch_shapes(config, layout)
+        shapes = family_of(config).torch_shapes(config, layout)
         assert config_from(shapes, layout) == config
         other = dataclasses.replace(config, heads=2, eps=1e-3)  # which shapes do not tell
         document = config_document(other, layout)
@@ -78,11 +70,11 @@ def test_sizes_are_told_by_the_shapes(name):
 
 
 def test_sizes_that_cannot_be_told_are_named():
-    shapes = torch_shapes(SMALL["dino"], "original")
+    shapes = family_of(SMALL["dino"]).torch_shapes(SMALL["dino"], "original")
     with pytest.raises(InputError, match="pos_embed is missing"):
         config_from({name: shape for name, shape in shapes.items() if name != "pos_embed"}, "original")
     with pytest.raises(InputError, match=r"config\.json says hidden_act 'relu'; image encoders here have gelu or"):
-        config_from(torch_shapes(SMALL["dino"]), "huggingface", {"hidden_act": "relu"})
+        config_from(family_of(SMALL["dino"]).torch_shapes(SMALL["dino"]), "huggingface", {"hidden_act": "relu"})
     with pytest.raises(InputError, match="ffn_dim is 25; transformers knows multiples of dim, 12, only"):
         config_document(dataclasses.replace(SMALL["dinov2"], ffn_dim=25))
 
@@ -159,19 +151,23 @@ def test_original_names_are_those_of_the_files(name, layout):
     config = RELEASES[name][0]
     outside, prefix, block = ORIGINALS[name, layout]
     blocks = {prefix.format(i) + key: shape for i in range(config.layers) for key, shape in block.items()}
-    assert torch_shapes(config, layout) == outside | blocks
+    assert family_of(config).torch_shapes(config, layout) == outside | blocks
 
 
 @pytest.mark.parametrize(("family", "layout"), CASES)
 def test_the_table_is_a_bijection(family, layout):
     """Every parameter of ours once, every tensor of theirs once and whole, there and back the same to the bit."""
     config = SMALL[family]
-    assert mapping(config, layout).keys() == abstract_parameters(config).keys()
+    assert mapping(config, layout).keys() == family_of(config).abstract_parameters(config).keys()
     rng = np.random.default_rng(0)
-    tensors = {n: rng.standard_normal(s).astype(np.float16) for n, s in torch_shapes(config, layout).items()}
-    ours = from_torch(tensors, config, layout)
-    assert {name: x.shape for name, x in ours.items()} == {n: x.shape for n, x in abstract_parameters(config).items()}
-    again = to_torch(ours, config, layout)
+    tensors = {
+        n: rng.standard_normal(s).astype(np.float16) for n, s in family_of(config).torch_shapes(config, layout).items()
+    }
+    ours = family_of(config).from_torch(tensors, config, layout)
+    assert {name: x.shape for name, x in ours.items()} == {
+        n: x.shape for n, x in family_of(config).abstract_parameters(config).items()
+    }
+    again = family_of(config).to_torch(ours, config, layout)
     assert again.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert again[name].dtype == tensor.dtype
@@ -182,9 +178,8 @@ def test_original_attention_is_open_clips():
     """The fused query, key and value of open-clip's files against PyTorch's own MultiheadAttention, which they are."""
     config = SMALL["clip"]
     rng = np.random.default_rng(0)
-    tensors = {
-        n: rng.standard_normal(s).astype(np.float32) for n, s in torch_shapes(config, "open_clip").items()
-    }  # fmt: skip
+    shapes = family_of(config).torch_shapes(config, "open_clip")
+    tensors = {n: rng.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
     layer = torch.nn.MultiheadAttention(config.dim, config.heads, batch_first=True)
     prefix = "visual.transformer.resblocks.1.attn."
     layer.load_state_dict(
@@ -192,7 +187,7 @@ def test_original_attention_is_open_clips():
     )
     x = rng.standard_normal((2, 5, config.dim)).astype(np.float32)
     expected, _ = layer(*[torch.from_numpy(x)] * 3)
-    ours = from_torch(tensors, config, "open_clip")
+    ours = family_of(config).from_torch(tensors, config, "open_clip")
     prefix = "blocks.attention."
     weights = {key.removeprefix(prefix): jnp.asarray(w[1]) for key, w in ours.items() if key.startswith(prefix)}
     attention = merge(abstract(lambda: SelfAttention(config, nnx.Rngs(0)))[0], weights)
@@ -206,16 +201,19 @@ def test_transformers_loads_what_we_write(name, tmp_path):
     if name == "clip, no projection":
         config = dataclasses.replace(config, projection=None)
     rng = np.random.default_rng(0)
-    ours = {n: rng.standard_normal(x.shape).astype(np.float32) for n, x in abstract_parameters(config).items()}
+    ours = {
+        n: rng.standard_normal(x.shape).astype(np.float32)
+        for n, x in family_of(config).abstract_parameters(config).items()
+    }
     model = peer(config)
     (tmp_path / "config.json").write_text(json.dumps(config_document(config)))
-    tensors = {key: np.ascontiguousarray(x) for key, x in to_torch(ours, config).items()}
+    tensors = {key: np.ascontiguousarray(x) for key, x in family_of(config).to_torch(ours, config).items()}
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     options = {"add_pooling_layer": False} if isinstance(model, transformers.ViTModel) else {}
     loaded, report = type(model).from_pretrained(tmp_path, output_loading_info=True, **options)
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
     patches = next(x for key, x in loaded.state_dict().items() if x.ndim == 4)
-    name = next(key for key, shape in torch_shapes(config).items() if len(shape) == 4)
+    name = next(key for key, shape in family_of(config).torch_shapes(config).items() if len(shape) == 4)
     np.testing.assert_array_equal(patches.numpy(), tensors[name])
 
 
@@ -226,22 +224,29 @@ def test_a_whole_clip_may_be_given():
         ("open_clip", ("transformer.resblocks.0.ln_1.weight", "positional_embedding")),
         ("wan", ("textual.head.0.weight", "log_scale")),
     ):
-        tensors = {name: np.zeros(shape, np.float32) for name, shape in torch_shapes(config, layout).items()}
+        tensors = {
+            name: np.zeros(shape, np.float32) for name, shape in family_of(config).torch_shapes(config, layout).items()
+        }
         whole = tensors | {name: np.zeros(3) for name in strangers}
-        assert from_torch(whole, config, layout).keys() == abstract_parameters(config).keys()
+        assert (
+            family_of(config).from_torch(whole, config, layout).keys()
+            == family_of(config).abstract_parameters(config).keys()
+        )
 
 
 def test_every_problem_is_named_at_once():
     config = SMALL["dino"]
-    tensors = {name: np.zeros(shape, np.float32) for name, shape in torch_shapes(config, "original").items()}
+    tensors = {
+        name: np.zeros(shape, np.float32) for name, shape in family_of(config).torch_shapes(config, "original").items()
+    }
     del tensors["blocks.1.norm1.bias"]
     tensors["head.weight"] = np.zeros(3)
     tensors["blocks.0.attn.qkv.weight"] = np.zeros((12, 12))
     expected = (
-        r"3 problems in dino vision weights of layout original: missing blocks\.1\.norm1\.bias; "
+        r"3 problems in dino weights of layout original: missing blocks\.1\.norm1\.bias; "
         r"unexpected head\.weight; blocks\.0\.attn\.qkv\.weight has shape \(12, 12\), expected \(36, 12\)"
     )
     with pytest.raises(ValueError, match=expected):
-        from_torch(tensors, config, "original")
+        family_of(config).from_torch(tensors, config, "original")
     with pytest.raises(ValueError, match="layout is 'wan'; expected one of huggingface, original, for weights of dino"):
         mapping(config, "wan")

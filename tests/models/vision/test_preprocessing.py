@@ -15,7 +15,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from kaleido_jax.bundle import abstract, merge
 from kaleido_jax.models.vision import Preprocessing, VisionConfig, VisionEncoder, wan_image, wan_image_tokens
-from kaleido_jax.models.vision.params import from_torch
+from kaleido_jax.models.vision.params import CLIP
 from kaleido_jax.models.vision.resampling import resize, weights
 from kaleido_jax.models.wan import WanConfig, WanTransformer
 from kaleido_jax.testing import randomise, relative_error
@@ -157,7 +157,7 @@ def test_wan_reads_the_last_but_one_state():
     )
     model = randomise(peer(config))
     assert isinstance(model, transformers.CLIPVisionModel)
-    parameters = from_torch({key: x.detach().numpy() for key, x in file_tensors(model).items()}, config)
+    parameters = CLIP.from_torch({key: x.detach().numpy() for key, x in file_tensors(model).items()}, config)
     encoder = merge(
         abstract(lambda: VisionEncoder(config, nnx.Rngs(0)))[0], {k: jnp.asarray(x) for k, x in parameters.items()}
     )

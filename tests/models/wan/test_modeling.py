@@ -14,7 +14,7 @@ from kaleido_jax.bundle import merge
 from kaleido_jax.layout import Segment, TokenLayout
 from kaleido_jax.masks import TokenMask
 from kaleido_jax.models.wan import default_attend
-from kaleido_jax.models.wan.params import abstract_parameters, from_torch
+from kaleido_jax.models.wan.params import FAMILY
 from kaleido_jax.testing import relative_error, relative_errors
 from kaleido_jax.testing.wan import (
     TINY,
@@ -57,7 +57,7 @@ def peer(model, inputs, config, time=None):
     out = run_peer(model, inputs, time, video=video)
     (out * torch.from_numpy(cotangents(config, inputs))).sum().backward()
     gradients = {name: p.grad.numpy() for name, p in model.named_parameters()}
-    return out.detach().numpy(), from_torch(gradients, config), video.grad.numpy()
+    return out.detach().numpy(), FAMILY.from_torch(gradients, config), video.grad.numpy()
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5))
@@ -145,7 +145,7 @@ def test_segments_cost_no_memory():
         x = jax.ShapeDtypeStruct((1, layout.tokens(), 20), jnp.float32)
         text = jax.ShapeDtypeStruct((1, 8, config.text_dim), jnp.float32)
         times = jax.ShapeDtypeStruct((1, len(layout.segments)), jnp.float32)
-        lowered = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(abstract_parameters(config), x, text, times)
+        lowered = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(FAMILY.abstract_parameters(config), x, text, times)
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     one = temporary_bytes(frames(3, height=16, width=24))

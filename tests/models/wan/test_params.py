@@ -11,13 +11,7 @@ from diffusers import WanTransformer3DModel
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 
 from kaleido_jax.models.wan import WanConfig
-from kaleido_jax.models.wan.params import (
-    abstract_parameters,
-    from_torch,
-    mapping,
-    to_torch,
-    torch_shapes,
-)
+from kaleido_jax.models.wan.params import FAMILY, mapping
 from kaleido_jax.testing.wan import TINY
 
 TINY_IMAGE = dataclasses.replace(TINY, image_dim=24, in_channels=9, patch=(2, 1, 3))
@@ -40,15 +34,15 @@ def test_released_sizes_are_those_of_diffusers_model(name):
     options, parameters = RELEASES[name]
     with torch.device("meta"):
         theirs = {key: tuple(x.shape) for key, x in WanTransformer3DModel(**options).state_dict().items()}
-    assert torch_shapes(getattr(WanConfig, name)(), "diffusers") == theirs
+    assert FAMILY.torch_shapes(getattr(WanConfig, name)(), "diffusers") == theirs
     assert sum(np.prod(shape, dtype=np.int64) for shape in theirs.values()) == parameters
 
 
 def test_the_14b_is_described_without_allocating_it():
     before = sum(x.nbytes for x in jax.live_arrays())
     tracemalloc.start()
-    shapes = abstract_parameters(WanConfig.i2v_14b())
-    names = torch_shapes(WanConfig.i2v_14b(), "original")
+    shapes = FAMILY.abstract_parameters(WanConfig.i2v_14b())
+    names = FAMILY.torch_shapes(WanConfig.i2v_14b(), "original")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(names) > 1000 and all(isinstance(x, jax.ShapeDtypeStruct) for x in shapes.values())
@@ -62,15 +56,17 @@ def test_the_table_is_a_bijection(config, layout):
     """Every parameter of ours once, every name of theirs once, and there and back again is the same to the bit."""
     table = mapping(config, layout)
     names = [name for entry in table.values() for name in entry.names]
-    assert table.keys() == abstract_parameters(config).keys()
+    assert table.keys() == FAMILY.abstract_parameters(config).keys()
     places = [(name, entry.rows) for entry in table.values() for name in entry.names]
     assert len(set(places)) == len(places)  # and torch_shapes refuses rows that overlap or leave a gap
     rng = np.random.default_rng(0)
-    tensors = {n: rng.standard_normal(s).astype(np.float32) for n, s in torch_shapes(config, layout).items()}
+    tensors = {n: rng.standard_normal(s).astype(np.float32) for n, s in FAMILY.torch_shapes(config, layout).items()}
     assert tensors.keys() == set(names)
-    ours = from_torch(tensors, config, layout)
-    assert {name: x.shape for name, x in ours.items()} == {n: x.shape for n, x in abstract_parameters(config).items()}
-    again = to_torch(ours, config, layout)
+    ours = FAMILY.from_torch(tensors, config, layout)
+    assert {name: x.shape for name, x in ours.items()} == {
+        n: x.shape for n, x in FAMILY.abstract_parameters(config).items()
+    }
+    again = FAMILY.to_torch(ours, config, layout)
     assert again.keys() == tensors.keys()
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(again[name], tensor)
@@ -81,23 +77,23 @@ def test_original_files_mean_what_diffusers_makes_of_them(config):
     """Its published conversion of original weights, then our table for its layout: what our table for the original
     layout gives at once."""
     rng = np.random.default_rng(0)
-    shapes = torch_shapes(config, "original")
+    shapes = FAMILY.torch_shapes(config, "original")
     original = {name: torch.from_numpy(rng.standard_normal(shape)) for name, shape in shapes.items()}
-    at_once = from_torch(original, config, "original")
-    converted = from_torch(convert_wan_transformer_to_diffusers(dict(original)), config, "diffusers")
+    at_once = FAMILY.from_torch(original, config, "original")
+    converted = FAMILY.from_torch(convert_wan_transformer_to_diffusers(dict(original)), config, "diffusers")
     assert at_once.keys() == converted.keys()
     for name, ours in at_once.items():
         np.testing.assert_array_equal(ours, converted[name])
 
 
 def test_every_problem_is_named_at_once():
-    tensors = {name: np.zeros(shape, np.float32) for name, shape in torch_shapes(TINY, "diffusers").items()}
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in FAMILY.torch_shapes(TINY, "diffusers").items()}
     del tensors["blocks.1.attn1.to_q.bias"]
     tensors["proj_out.bias"] = np.zeros(3)
     tensors["proj_in.bias"] = np.zeros(3)
     expected = (
-        r"3 problems in Wan weights of layout diffusers: missing blocks\.1\.attn1\.to_q\.bias; "
+        r"3 problems in wan weights of layout diffusers: missing blocks\.1\.attn1\.to_q\.bias; "
         r"unexpected proj_in\.bias; proj_out\.bias has shape \(3,\), expected \(16,\)"
     )
     with pytest.raises(ValueError, match=expected):
-        from_torch(tensors, TINY)
+        FAMILY.from_torch(tensors, TINY)

@@ -108,7 +108,7 @@ def vae():
     )  # fmt: skip
     randomise(theirs)
     graph, _ = abstract(lambda: WanVAE(VAE, nnx.Rngs(0)))
-    values = {name: jnp.asarray(x) for name, x in vae_params.from_torch(state(theirs), VAE).items()}
+    values = {name: jnp.asarray(x) for name, x in vae_params.FAMILY.from_torch(state(theirs), VAE).items()}
     return theirs, jax.jit(lambda video: merge(graph, values).encode(video))
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kaleido_jax.models.wan import WanConfig
-from kaleido_jax.models.wan.params import config_document, config_from, from_torch, torch_shapes
+from kaleido_jax.models.wan.params import FAMILY, config_document, config_from
 from kaleido_jax.testing.wan import TINY
 
 DIM, FFN_DIM = 5120, 13824
@@ -77,23 +77,23 @@ def phantom(dim: int, ffn_dim: int, layers: int) -> dict[str, tuple[int, ...]]:
     ids=["Kaleido-14B", "Phantom-Wan-14B", "Phantom-Wan-1.3B"],
 )
 def test_other_releases_hold_wans_tensors(shapes, layout, config):
-    assert torch_shapes(config, layout) == shapes
+    assert FAMILY.torch_shapes(config, layout) == shapes
     assert config_from(shapes, layout) == config
 
 
 def test_kaleidos_fused_tensors_are_wans_put_together():
     """By its own converter: queries, keys and values of the original file, one after the other on the first axis."""
     rng = np.random.default_rng(0)
-    original = {n: rng.standard_normal(s).astype(np.float32) for n, s in torch_shapes(TINY, "original").items()}
+    original = {n: rng.standard_normal(s).astype(np.float32) for n, s in FAMILY.torch_shapes(TINY, "original").items()}
     prefix = "model.diffusion_model.transformer.layers.1."
-    ours = from_torch(original, TINY, "original")
-    theirs = {n: np.zeros(s, np.float32) for n, s in torch_shapes(TINY, "kaleido-sat").items()}
+    ours = FAMILY.from_torch(original, TINY, "original")
+    theirs = {n: np.zeros(s, np.float32) for n, s in FAMILY.torch_shapes(TINY, "kaleido-sat").items()}
     for end in ("weight", "bias"):
         parts = [original[f"blocks.1.self_attn.{part}.{end}"] for part in "qkv"]
         theirs[f"{prefix}attention.query_key_value.{end}"] = np.concatenate(parts)
         parts = [original[f"blocks.1.cross_attn.{part}.{end}"] for part in "kv"]
         theirs[f"{prefix}cross_attention.key_value.{end}"] = np.concatenate(parts)
-    read = from_torch(theirs, TINY, "kaleido-sat")
+    read = FAMILY.from_torch(theirs, TINY, "kaleido-sat")
     fused = [("self_attention", part) for part in ("query", "key", "value")]
     for attention, part in [*fused, ("cross_attention", "key"), ("cross_attention", "value")]:
         for end in ("kernel", "bias"):
@@ -105,7 +105,7 @@ def test_kaleidos_fused_tensors_are_wans_put_together():
 def test_sizes_are_read_from_the_shapes(layout):
     """Released sizes need no config.json: their heads are 128 wide."""
     for config in (WanConfig.i2v_14b(), WanConfig.ti2v_5b()):
-        shapes, document = torch_shapes(config, layout), config_document(config, layout)
+        shapes, document = FAMILY.torch_shapes(config, layout), config_document(config, layout)
         assert config_from(shapes, layout) == config
         assert config_from(shapes, layout, document) == config
     assert (config_document(WanConfig.ti2v_5b(), layout) == {}) == (layout == "kaleido-sat")

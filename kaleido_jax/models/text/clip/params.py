@@ -7,12 +7,11 @@ reads both): the same names without their first part.
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import jax
-import numpy as np
 from flax import nnx
 
 from kaleido_jax.errors import InputError
 from kaleido_jax.models import mapping as tables
+from kaleido_jax.models.family import Family
 from kaleido_jax.models.mapping import MATRIX, SAME, Entry, Kind, Shape, layers_of, size_of, told, told_number
 from kaleido_jax.models.text.clip.config import CLIPTextConfig
 from kaleido_jax.models.text.clip.modeling import CLIPTextEncoder
@@ -40,43 +39,12 @@ _MODULES: tuple[tuple[str, str, str], ...] = (
     ("blocks.mlp.second", _LAYER + "mlp.fc2", "linear"),
     ("final_norm", "final_layer_norm", "norm"),
 )
-# Files of older versions of transformers hold the numbers 0 ... 76 as well.
-IGNORED = {"huggingface": (r"text_model\.embeddings\.position_ids",)}
 
 
 def mapping(config: CLIPTextConfig, layout: Layout = "huggingface") -> dict[str, Entry]:
     """For every parameter of ours, by dotted name, its place in a checkpoint of this layout."""
     prefix = _PREFIXES[layout]
     return tables.table_of(((ours, prefix + theirs, kind) for ours, theirs, kind in _MODULES), _KINDS, config.layers)
-
-
-def abstract_parameters(config: CLIPTextConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape and dtype of every parameter by dotted name, without allocating any."""
-    return tables.abstract_parameters(lambda: CLIPTextEncoder(config, nnx.Rngs(0)))
-
-
-def torch_shapes(config: CLIPTextConfig, layout: Layout = "huggingface") -> dict[str, Shape]:
-    """Name and shape of every tensor of a checkpoint of this layout, without allocating any."""
-    return tables.torch_shapes(mapping(config, layout), abstract_parameters(config))
-
-
-def from_torch(
-    tensors: Mapping[str, Any], config: CLIPTextConfig, layout: Layout = "huggingface"
-) -> dict[str, np.ndarray]:
-    """Parameters by dotted name from a PyTorch state dict (arrays, or tensors that numpy can read).
-
-    Raises:
-      InputError: naming every tensor that is missing, unexpected or of another shape.
-    """
-    what = f"CLIP text weights of layout {layout}"
-    return tables.from_torch(tensors, mapping(config, layout), abstract_parameters(config), what)
-
-
-def to_torch(
-    parameters: Mapping[str, Any], config: CLIPTextConfig, layout: Layout = "huggingface"
-) -> dict[str, np.ndarray]:
-    """The inverse of `from_torch`."""
-    return tables.to_torch(parameters, mapping(config, layout))
 
 
 def config_from(
@@ -125,3 +93,17 @@ def config_document(config: CLIPTextConfig, layout: Layout = "huggingface") -> d
         "eos_token_id": config.end_id,
         "pad_token_id": config.end_id,
     }
+
+
+FAMILY = Family(
+    name="clip-text",
+    config=CLIPTextConfig,
+    make=lambda config: CLIPTextEncoder(config, nnx.Rngs(0)),
+    sizes={"clip-vit-large-patch14": CLIPTextConfig.large},
+    layout="huggingface",
+    mapping=mapping,
+    config_from=config_from,
+    config_document=config_document,
+    # Files of older versions of transformers hold the numbers 0 ... 76 as well.
+    ignored={"huggingface": (r"text_model\.embeddings\.position_ids",)},
+)

@@ -7,12 +7,11 @@ the table names one module of ours and what it is called there, with {} for the 
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import jax
-import numpy as np
 from flax import nnx
 
 from kaleido_jax.errors import InputError
 from kaleido_jax.models import mapping as tables
+from kaleido_jax.models.family import Family
 from kaleido_jax.models.mapping import MATRIX, SAME, Entry, Kind, Shape, layers_of, size_of, told
 from kaleido_jax.models.text.umt5.config import UMT5Config
 from kaleido_jax.models.text.umt5.modeling import UMT5Encoder
@@ -53,8 +52,6 @@ _SHARED_POSITIONS = (
     "pos_embedding.embedding",
     "table",
 )
-# The Hugging Face layout names the embedding twice; a file may hold either name or both.
-ALIASES = {"huggingface": {"encoder.embed_tokens.weight": "shared.weight"}}
 
 
 def mapping(config: UMT5Config, layout: Layout) -> dict[str, Entry]:
@@ -62,35 +59,6 @@ def mapping(config: UMT5Config, layout: Layout) -> dict[str, Entry]:
     column = {"huggingface": 1, "wan": 2}[layout]
     rows = (*_MODULES, _SHARED_POSITIONS if config.shared_positions else _POSITIONS)
     return tables.table_of(((row[0], row[column], row[3]) for row in rows), _KINDS, config.layers)
-
-
-def abstract_parameters(config: UMT5Config) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape and dtype of every parameter by dotted name, without allocating any."""
-    return tables.abstract_parameters(lambda: UMT5Encoder(config, nnx.Rngs(0)))
-
-
-def shapes(config: UMT5Config, layout: Layout) -> dict[str, Shape]:
-    """Name and shape of every tensor of a release in this layout; aliases are not listed. Allocates nothing."""
-    return tables.torch_shapes(mapping(config, layout), abstract_parameters(config))
-
-
-def from_torch(tensors: Mapping[str, Any], config: UMT5Config, layout: Layout = "huggingface") -> dict[str, np.ndarray]:
-    """Parameters by dotted name from a PyTorch state dict (arrays, or tensors that numpy can read).
-
-    Raises:
-        InputError: naming every tensor that is missing, unexpected, or of another shape.
-    """
-    aliases = ALIASES.get(layout, {})
-    tensors = {aliases.get(name, name): tensor for name, tensor in tensors.items()}
-    what = f"UMT5 weights of layout {layout}"
-    return tables.from_torch(tensors, mapping(config, layout), abstract_parameters(config), what)
-
-
-def to_torch(
-    parameters: Mapping[str, Any], config: UMT5Config, layout: Layout = "huggingface"
-) -> dict[str, np.ndarray]:
-    """The inverse of `from_torch`; the embedding under its first name only."""
-    return tables.to_torch(parameters, mapping(config, layout))
 
 
 # Our field -> its key in the Hugging Face config.json.
@@ -146,3 +114,17 @@ def config_document(config: UMT5Config, layout: Layout) -> dict[str, Any]:
     document = {"architectures": [name], "model_type": kind, "layer_norm_epsilon": config.eps}
     document |= {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
     return document | {key: getattr(config, field) for field, key in _DOCUMENT_KEYS.items()}
+
+
+FAMILY = Family(
+    name="umt5",
+    config=UMT5Config,
+    make=lambda config: UMT5Encoder(config, nnx.Rngs(0)),
+    sizes={"umt5-xxl": UMT5Config.xxl, "t5-v1_1-xxl": UMT5Config.t5_xxl},
+    layout="huggingface",
+    mapping=mapping,
+    config_from=config_from,
+    config_document=config_document,
+    # The Hugging Face layout names the embedding twice; a file may hold either name or both.
+    aliases={"huggingface": {"encoder.embed_tokens.weight": "shared.weight"}},
+)
