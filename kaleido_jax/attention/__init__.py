@@ -110,9 +110,10 @@ def attention(
         reads key head i // (heads // key heads).
       mask: which query reads which key; None means all. Its vectors are [tokens] or [batch, tokens].
       scale: multiplies the scores, > 0; head_dim ** -0.5 if None.
-      backend: "reference" (chunked online softmax in plain JAX), "pallas_tpu" or "pallas_triton" (kernels for TPUs and
-        NVIDIA GPUs that visit only blocks in which something is visible), or "auto": the one for the devices of the
-        mesh that is set (`jax.set_mesh`), or without a mesh for the default device.
+      backend: "reference" (chunked online softmax in plain JAX), "pallas_tpu", "pallas_triton" or "pallas_gpu" (kernels
+        for TPUs, NVIDIA GPUs, and Hopper GPUs with 16 bits and a head_dim up to 128; they visit only blocks in which
+        something is visible), or "auto": the one for the devices of the mesh that is set (`jax.set_mesh`), or without a
+        mesh for the default device; on GPUs that is "pallas_triton".
       return_lse: also return the log-sum-exp of the scaled scores, float32 [batch, heads, queries], which has its own
         gradient and serves to merge attention over several sets of keys.
       interpret: interpret a kernel on the host, to test it; the reference backend has none.

@@ -17,7 +17,9 @@ from kaleido_jax.attention.reference import ATTENTION_NAME, Visibility, referenc
 from kaleido_jax.typing import Array
 
 # The modules of kernels, each with `forward` and `backward`, and the platform that each is compiled for.
-KERNELS = {"pallas_tpu": "tpu", "pallas_triton": "cuda"}
+KERNELS = {"pallas_tpu": "tpu", "pallas_gpu": "cuda", "pallas_triton": "cuda"}
+# Which of them "auto" is. pallas_gpu, for Hopper alone, is not until it has been measured beside pallas_triton.
+_AUTO = {"tpu": "pallas_tpu", "cuda": "pallas_triton"}
 BACKENDS = ("auto", "reference", *KERNELS)
 
 _log = logging.getLogger(__name__)
@@ -63,8 +65,7 @@ def resolve(backend: str, *, interpret: bool, manual: bool = False) -> str:
         raise ValueError(f"attention: backend is {backend!r}; expected one of {', '.join(BACKENDS)}.")
     platform, reason = _platform()
     if backend == "auto":
-        names = {kernel_platform: name for name, kernel_platform in KERNELS.items()}
-        chosen = names.get("cuda" if platform == "gpu" else platform, "reference")
+        chosen = _AUTO.get("cuda" if platform == "gpu" else platform, "reference")
         if chosen != "reference" and not manual and _divided():
             chosen, reason = "reference", f"{reason}, and a kernel cannot be divided outside shard_map"
         _say(f"attention: backend {chosen}, because {reason}")
