@@ -59,6 +59,7 @@ PICKLE_READER = "porting/torch_files.py"
 DISTRIBUTIONS = {"absl": "absl_py", "PIL": "pillow", "orbax": "orbax_checkpoint", "yaml": "pyyaml"}
 # Extras that a room may count on, imported inside the functions that need them.
 ROOM_EXTRAS = {"porting": {"torch"}, "describers": {"vlm"}, "data": {"data"}, "testing": {"test"}}
+ROOM_EXTRAS |= {"evaluation": {"data"}}
 
 
 def imports(source: str, package: tuple[str, ...] = ()) -> Iterator[str]:

@@ -19,6 +19,7 @@ COMMANDS = {
     "layout": "draw the token layout, positions and attention mask of a method",
     "port": "write weights as another project's, or another project's as ours",
     "inspect": "say what a file or folder of weights is",
+    "evaluate": "score a folder of videos as the papers do",
 }
 
 

@@ -8,6 +8,7 @@ as raw RGB bytes, already scaled down and few, so that the parent's memory is bo
 import contextlib
 import io
 import json
+import math
 import sys
 
 
@@ -31,7 +32,10 @@ def limit_resources(limits: dict) -> None:
 
 
 def decode(data: bytes, job: dict):
-    """Frames of `data` at the moments k / fps, at most `frames` of them, fitted inside height x width; arrays."""
+    """Frames of `data` at the moments k / fps, at most `frames` of them, fitted inside height x width; arrays.
+
+    A job whose fps is None takes every frame in its own size.
+    """
     import av
 
     limits = job["limits"]
@@ -57,6 +61,8 @@ def decode(data: bytes, job: dict):
         if seconds > limits["seconds"]:
             raise Refused(f"lasts {seconds:.0f} s, and at most {limits['seconds']} s are read; cut it first")
         stream.thread_type = "NONE"
+        if job["fps"] is None:
+            return every(container, stream, job)
         frames, shown, start, time = [], None, None, 0.0
         # The moment k / fps shows the last frame that has begun by then: a slow clip repeats frames, a fast one skips
         # them. A thousandth of a second lets rounded time stamps pass as equal.
@@ -87,22 +93,62 @@ def decode(data: bytes, job: dict):
     return frames
 
 
-def fitted(frame, job: dict):
-    """The frame as RGB array [h, w, 3], turned upright by the container's display matrix, inside the wanted box.
+def every(container, stream, job: dict):
+    """All frames as they are, at most as many and as many bytes of them as the limits allow."""
+    limits, frames, taken = job["limits"], [], 0
+    for frame in container.decode(stream):
+        if max(frame.width, frame.height) > limits["side"]:
+            raise Refused(f"changes its size to {frame.width} x {frame.height}; give a smaller version")
+        if len(frames) >= limits["decoded_frames"]:
+            raise Refused(f"has over {limits['decoded_frames']} frames; give a shorter clip")
+        frames.append(fitted(frame, job))
+        taken += frames[-1].nbytes
+        if taken > limits["decoded_bytes"]:
+            raise Refused(f"has over {limits['decoded_bytes'] / 1e6:.0f} MB of pixels; give a shorter or smaller clip")
+    if not frames:
+        raise Refused("holds no frame that can be decoded; give a whole clip")
+    return frames
 
-    The size is that of `kaleido_jax.media.references.fitted_size`.
+
+def fitted(frame, job: dict):
+    """The frame as RGB array [h, w, 3], turned upright by the container's display matrix.
+
+    Inside the wanted box, in the size of `kaleido_jax.media.references.fitted_size`; or, for a job with `sizes`,
+    covering the nearest of them, what sticks out cut off.
     """
     import numpy as np
     from PIL import Image
 
     rotation = round(getattr(frame, "rotation", 0) / 90) % 4
-    picture = Image.fromarray(np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), rotation)))
+    pixels = np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), rotation))
+    if job["fps"] is None:
+        return pixels
+    picture = Image.fromarray(pixels)
     ratio = picture.width / picture.height
+    if "sizes" in job:
+        height, width = nearest(job["sizes"], picture.height, picture.width)
+        scale = max(height / picture.height, width / picture.width)
+        wide, high = width / scale, height / scale
+        left, top = (picture.width - wide) / 2, (picture.height - high) / 2
+        box = (max(left, 0.0), max(top, 0.0), min(left + wide, picture.width), min(top + high, picture.height))
+        return np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS, box=box))
     if ratio > job["width"] / job["height"]:
         size = job["width"], max(1, int(job["width"] / ratio))
     else:
         size = max(1, int(job["height"] * ratio)), job["height"]
     return np.asarray(picture.resize(size, Image.Resampling.LANCZOS))
+
+
+def nearest(sizes: list, height: int, width: int):
+    """The (height, width) whose aspect differs least, by ratio, from that of height x width.
+
+    Of several of one aspect, the largest that is not larger than the picture, or the smallest of all.
+    """
+    distance = lambda size: round(abs(math.log(size[1] / size[0]) - math.log(width / height)), 6)
+    least = min(map(distance, sizes))
+    alike = sorted((size for size in sizes if distance(size) == least), key=math.prod)
+    smaller = [size for size in alike if size[0] <= height and size[1] <= width]
+    return smaller[-1] if smaller else alike[0]
 
 
 def main() -> None:
@@ -124,6 +170,9 @@ def main() -> None:
         output.write(json.dumps({"refused": reason}).encode() + b"\n")
         return
     height, width = frames[0].shape[:2]
+    if any(frame.shape != frames[0].shape for frame in frames):
+        output.write(json.dumps({"refused": "changes its size; give one of a single size"}).encode() + b"\n")
+        return
     output.write(json.dumps({"frames": len(frames), "height": height, "width": width}).encode() + b"\n")
     for frame in frames:
         output.write(frame.tobytes())

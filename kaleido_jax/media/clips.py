@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ LIMITS = {
     "side": 4096,
     "decoded_frames": 1000,
 }
+FRAME_LIMITS = LIMITS | {"memory_bytes": 6_000_000_000, "cpu_seconds": 60, "decoded_bytes": 1_500_000_000}
 CODECS = ("h264", "hevc", "vp9", "libvpx-vp9", "av1", "libdav1d", "libaom-av1")
 _DEMUXERS = {"MP4": "mov", "Matroska or WebM": "matroska"}
 _WORKER = Path(__file__).with_name("_clip_worker.py")
@@ -73,7 +75,41 @@ def read_clip(
     return np.stack([centre_on_white(frame, height, width) for frame in decoded[:whole]])
 
 
-def _decode(data: bytes, name: str, job: dict[str, object]) -> UInt8[np.ndarray, "f h w 3"]:
+def read_video(
+    path: str | os.PathLike[str], *, sizes: Sequence[tuple[int, int]], frames: int, frames_per_second: int
+) -> UInt8[np.ndarray, "f height width 3"]:
+    """The clip's first frames as something to learn from: sampled at `frames_per_second`, at most `frames` of them.
+
+    Every frame is scaled to cover the (height, width) of `sizes` whose aspect is nearest, and cut around its middle.
+
+    Raises:
+      InputError: as `read_clip`.
+    """
+    name = printable(str(path))
+    data = read_bytes(path, MAX_FILE_BYTES, _WANTED)
+    demuxer = _DEMUXERS.get(file_kind(data[:32]) or "")
+    if demuxer is None:
+        raise InputError(f"{name}: is not {_WANTED}; convert it first.")
+    job = {"demuxer": demuxer, "codecs": CODECS, "frames": frames, "fps": frames_per_second, "limits": LIMITS}
+    return _decode(data, name, job | {"sizes": [list(size) for size in sizes]})
+
+
+def read_frames(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "f h w 3"]:
+    """Every frame of a clip as it is, in its own size and whatever its rate: what a measurement looks at.
+
+    Raises:
+      InputError: as `read_clip`; also for more frames or pixels than `FRAME_LIMITS` lets in.
+    """
+    name = printable(str(path))
+    data = read_bytes(path, MAX_FILE_BYTES, _WANTED)
+    demuxer = _DEMUXERS.get(file_kind(data[:32]) or "")
+    if demuxer is None:
+        raise InputError(f"{name}: is not {_WANTED}; convert it first.")
+    job = {"demuxer": demuxer, "codecs": CODECS, "frames": LIMITS["decoded_frames"], "limits": FRAME_LIMITS}
+    return _decode(data, name, job | {"fps": None})
+
+
+def _decode(data: bytes, name: str, job: Mapping[str, object]) -> UInt8[np.ndarray, "f h w 3"]:
     # -P keeps this folder off the worker's module path; the environment is ours but for what a loader may need.
     command = [sys.executable, "-P", str(_WORKER), json.dumps(job)]
     try:

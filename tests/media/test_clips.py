@@ -13,7 +13,7 @@ import pytest
 
 from kaleido_jax.errors import InputError
 from kaleido_jax.media import clips
-from kaleido_jax.media.clips import is_clip, read_clip
+from kaleido_jax.media.clips import is_clip, read_clip, read_frames
 
 
 def encode(
@@ -237,3 +237,14 @@ def test_the_worker_imports_nothing_of_this_package():
     source = clips._WORKER.read_text()
     assert "kaleido_jax." not in source.replace("`kaleido_jax.media", "")
     assert json.loads(json.dumps(clips.LIMITS)) == clips.LIMITS
+
+
+def test_every_frame_is_read_in_its_own_size(tmp_path, monkeypatch):
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(encode(greys(7, 48, 64), rate=8, times=[0, 1, 4, 5, 6, 9, 10]))
+    frames = read_frames(path)
+    assert frames.shape == (7, 48, 64, 3)
+    np.testing.assert_allclose(frames.mean((1, 2, 3)), 10 * np.arange(7), atol=2)  # what H.264 loses
+    monkeypatch.setattr(clips, "FRAME_LIMITS", clips.FRAME_LIMITS | {"decoded_bytes": 10_000})
+    with pytest.raises(InputError, match="has over 0 MB of pixels; give a shorter or smaller clip"):
+        read_frames(path)

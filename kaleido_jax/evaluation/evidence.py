@@ -1,0 +1,225 @@
+"""All that metrics look at of one case, each thing computed when it is first asked for and once."""
+
+import functools
+import io
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from kaleido_jax.errors import InputError, printable
+from kaleido_jax.evaluation.encoders import ClipText, Encoder
+from kaleido_jax.evaluation.metrics.similarity import cosines
+from kaleido_jax.evaluation.runs import RunCase
+from kaleido_jax.evaluation.videos import read_frames_of, read_masks, read_references, reference_mask
+from kaleido_jax.media.images import read_bytes
+from kaleido_jax.models.vision import Preprocessing
+
+MAX_FEATURE_BYTES = 500_000_000
+PLAIN = 0.02  # of a reference: a background with less that is not white is none
+
+
+class NotApplicable(Exception):
+    """A case lacks what a metric needs; the message says what."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tools:
+    """What a run is measured with.
+
+    encoders: by role. text: CLIP's text tower, for CLIP-T. features: folders of features that other programs made, by
+    name: <case>.npz with `frames` [f, d] and `references` [r, d], and `seen` bool [f] where a face was found. head:
+    (weight [1, d], bias [1]) of the aesthetic predictor. temporal_role: the encoder of temporal consistency.
+    present: similarity from which an instance is taken for a subject.
+    """
+
+    encoders: Mapping[str, Encoder] = field(default_factory=dict)
+    text: ClipText | None = None
+    features: Mapping[str, Path] = field(default_factory=dict)
+    head: tuple[np.ndarray, np.ndarray] | None = None
+    temporal_role: str = "clip"
+    present: float = 0.5
+    undetected: str = "zero"
+    over_references: str = "mean"
+
+
+def cut_out(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """What `mask` bool `[h, w]` shows of a picture, in the smallest square around it, on white."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    inner = np.where(mask[top:bottom, left:right, None], picture[top:bottom, left:right], 255).astype(np.uint8)
+    side = max(inner.shape[:2])
+    canvas = np.full((side, side, 3), 255, np.uint8)
+    y, x = (side - inner.shape[0]) // 2, (side - inner.shape[1]) // 2
+    canvas[y : y + inner.shape[0], x : x + inner.shape[1]] = inner
+    return canvas
+
+
+def without(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """A picture with white where `mask` bool `[h, w]` is true."""
+    return np.where(mask[..., None], 255, picture).astype(np.uint8)
+
+
+class Evidence:
+    """One case, its video, and what the tools see in it."""
+
+    def __init__(self, case: RunCase, tools: Tools, video: np.ndarray | None = None):
+        """Reads the video unless it is given. Raises InputError if it is missing or broken."""
+        self.case, self.tools = case, tools
+        self.video = read_frames_of(case.video) if video is None else video
+        self._cache: dict[tuple, object] = {}
+
+    def frames(self, role: str, preprocessing: Preprocessing | None = None) -> np.ndarray:
+        """Features `[f, d]` of the whole frames."""
+        return self._once(("frames", role, preprocessing), lambda: self._encode(role, list(self.video), preprocessing))
+
+    @functools.cached_property
+    def references(self) -> list[np.ndarray]:
+        """The reference pictures. Raises NotApplicable if there are none."""
+        if not self.case.references:
+            raise NotApplicable("the case has no references")
+        return read_references(self.case)
+
+    def reference_features(self, role: str) -> np.ndarray:
+        """Features `[r, d]` of the whole reference pictures."""
+        return self._once(("references", role), lambda: self._encode(role, self.references))
+
+    @functools.cached_property
+    def subjects(self) -> list[tuple[np.ndarray, int]]:
+        """(what shows the subject, subject) of each reference that shows one; all of it where its mask is unknown."""
+        found = []
+        for reference, picture in zip(self.case.references, self.references):
+            if reference.subject:
+                mask = reference_mask(reference, picture)
+                known = mask is not None and mask.any()
+                found.append((cut_out(picture, mask) if known else picture, reference.subject))
+        if not found:
+            raise NotApplicable("no reference shows a subject")
+        return found
+
+    def reference_subjects(self, role: str) -> tuple[np.ndarray, np.ndarray]:
+        """Features `[r, d]` of the subjects cut out of the references, and whose they are, int `[r]`."""
+        pictures, numbers = zip(*self.subjects)
+        return self._once(("subjects", role), lambda: self._encode(role, list(pictures))), np.array(numbers)
+
+    @functools.cached_property
+    def masks(self) -> tuple[np.ndarray, np.ndarray]:
+        """Instances uint8 `[f, h, w]` and the subject that each was found as. NotApplicable if there are none."""
+        if self.case.masks is None:
+            raise NotApplicable("the case has no masks, which tell the subjects from the background")
+        return read_masks(self.case.masks, self.video)
+
+    @functools.cached_property
+    def crops(self) -> tuple[list[np.ndarray], np.ndarray]:
+        """The subjects cut out of the frames, and which rows of bool `[f, s]` they are."""
+        instances, claimed = self.masks
+        count = max(self.case.subjects, 1)
+        of = [np.isin(instances, np.flatnonzero(claimed == subject + 1) + 1) for subject in range(count)]
+        regions = np.stack(of, axis=1)  # [f, s, h, w]
+        seen = regions.any((2, 3))
+        return [cut_out(self.video[f], regions[f, s]) for f, s in zip(*np.nonzero(seen))], seen
+
+    def regions(self, role: str) -> tuple[np.ndarray, np.ndarray]:
+        """Features `[f, s, d]` of each subject cut out of each frame, and where it is seen, bool `[f, s]`."""
+        pictures, seen = self.crops
+        return self._once(("regions", role), lambda: self._spread(role, pictures, seen)), seen
+
+    def instances(self, role: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(similarity `[f, i, s]` of every instance with every subject's references, boxes `[f, i, 4]`, claimed)."""
+        masks, claimed = self.masks
+        references, numbers = self.reference_subjects(role)
+        count = len(claimed)
+        there = (
+            np.stack([(masks == i + 1).any((1, 2)) for i in range(count)], 1) if count else np.zeros((len(masks), 0))
+        )
+        there = there.astype(bool)
+        pictures = [cut_out(self.video[f], masks[f] == i + 1) for f, i in zip(*np.nonzero(there))]
+        similarity = np.full((len(masks), count, self.case.subjects), np.nan)
+        boxes = np.zeros((len(masks), count, 4))
+        if pictures:
+            rows = self._once(("instances", role), lambda: self._encode(role, pictures))
+            each = cosines(rows, references)
+            of_subject = [
+                each[:, numbers == s + 1].max(1) if (numbers == s + 1).any() else np.full(len(each), -1.0)
+                for s in range(self.case.subjects)
+            ]
+            similarity[there] = np.stack(of_subject, 1)
+            boxes[there] = [_box(masks[f] == i + 1) for f, i in zip(*np.nonzero(there))]
+        return similarity, boxes, claimed
+
+    def backgrounds(self, role: str) -> np.ndarray:
+        """Features `[f, d]` of the frames with every instance filled white."""
+        instances, _ = self.masks
+        pictures = lambda: [without(frame, mask > 0) for frame, mask in zip(self.video, instances)]
+        return self._once(("backgrounds", role), lambda: self._encode(role, pictures()))
+
+    def reference_backgrounds(self, role: str) -> np.ndarray:
+        """Features `[r, d]` of what is around the subjects of those references that show more there than white."""
+        found = []
+        for reference, picture in zip(self.case.references, self.references):
+            mask = reference_mask(reference, picture) if reference.subject else None
+            if mask is not None:
+                left = without(picture, mask)
+                if (left < 250).any(-1).mean() >= PLAIN:
+                    found.append(left)
+        if not found:
+            raise NotApplicable("no reference has a background that can be told from its subject")
+        return self._once(("reference backgrounds", role), lambda: self._encode(role, found))
+
+    @functools.cached_property
+    def text(self) -> np.ndarray:
+        """CLIP's features `[d]` of the prompt."""
+        if self.tools.text is None:
+            raise NotApplicable("there is no CLIP with a text tower")
+        if not self.case.prompt:
+            raise NotApplicable("the case has no prompt")
+        return self.tools.text(self.case.prompt)
+
+    def foreign(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(frames `[f, d]`, seen bool `[f]`, references `[r, d]`) that another program has computed."""
+        return self._once(("foreign", name), lambda: self._foreign(name))
+
+    def _foreign(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if name not in self.tools.features:
+            raise NotApplicable(f"there are no {name} features (--features {name}=FOLDER)")
+        path = self.tools.features[name] / f"{self.case.id}.npz"
+        if not path.is_file():
+            raise NotApplicable(f"there is no {path.name} among the {name} features")
+        try:
+            with np.load(io.BytesIO(read_bytes(path, MAX_FEATURE_BYTES, "features")), allow_pickle=False) as file:
+                frames, references = file["frames"], file["references"]
+                seen = file["seen"].astype(bool) if "seen" in file else np.ones(len(frames), bool)
+        except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+            raise InputError(f"{printable(str(path))}: holds no features that can be read ({error}).") from None
+        if frames.ndim != 2 or references.shape[1:] != frames.shape[1:] or seen.shape != frames.shape[:1]:
+            raise InputError(
+                f"{printable(str(path))}: frames are {list(frames.shape)}, references {list(references.shape)}, seen "
+                f"{list(seen.shape)}; expected [f, d], [r, d] and [f]."
+            )
+        return frames, seen, references
+
+    def _spread(self, role: str, pictures: list[np.ndarray], seen: np.ndarray) -> np.ndarray:
+        if not pictures:
+            return np.zeros((*seen.shape, 1))
+        rows = self._encode(role, pictures)
+        out = np.zeros((*seen.shape, rows.shape[1]))
+        out[seen] = rows
+        return out
+
+    def _encode(self, role: str, pictures: list[np.ndarray], preprocessing: Preprocessing | None = None) -> np.ndarray:
+        if role not in self.tools.encoders:
+            raise NotApplicable(f"there is no encoder for the role {role} (--encoder {role}=PATH)")
+        return self.tools.encoders[role](pictures, preprocessing)
+
+    def _once(self, key: tuple, make: Callable):
+        if key not in self._cache:
+            self._cache[key] = make()
+        return self._cache[key]
+
+
+def _box(mask: np.ndarray) -> np.ndarray:
+    """Left, top, right, bottom of what is true in bool `[h, w]`."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float64)

@@ -1,0 +1,1 @@
+"""Scores as functions of arrays: no file, no network, no encoder is touched here."""

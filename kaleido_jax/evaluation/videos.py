@@ -1,0 +1,130 @@
+"""Reading what is measured: videos, references, and the masks that tell subjects from what is around them."""
+
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+from PIL import Image, ImageSequence
+
+from kaleido_jax.errors import InputError, printable
+from kaleido_jax.evaluation.runs import Reference, RunCase
+from kaleido_jax.media.clips import read_frames
+from kaleido_jax.media.images import read_bytes, read_image
+
+MAX_BYTES = 500_000_000
+MAX_FRAMES = 1000
+MAX_PIXELS = 500_000_000  # of a video whose frames are pictures
+WHITE = 250  # a channel from which a pixel counts as white
+BORDER = 0.02  # share of a picture that must be plain white around the subject
+
+
+def read_frames_of(path: Path) -> UInt8[np.ndarray, "f h w 3"]:
+    """Every frame of a clip, of a GIF, or of a folder of pictures in the order of their names.
+
+    Raises:
+      InputError: it is missing, broken, or holds no frame; the sentence names the file.
+    """
+    shown = printable(str(path))
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
+        if not files:
+            raise InputError(f"{shown}: the folder holds no pictures; expected one a frame.")
+        if len(files) > MAX_FRAMES:
+            raise InputError(f"{shown}: holds {len(files)} pictures; at most {MAX_FRAMES} frames are read.")
+        return _stacked([read_image(file) for file in files], shown)
+    if path.suffix.lower() == ".gif":
+        return _stacked(_gif(path), shown)
+    return read_frames(path)
+
+
+def _gif(path: Path) -> list[np.ndarray]:
+    data = read_bytes(path, MAX_BYTES, "a GIF")
+    try:
+        with Image.open(io.BytesIO(data), formats=("GIF",)) as animation:
+            count = getattr(animation, "n_frames", 1)
+            if count > MAX_FRAMES or count * animation.width * animation.height > MAX_PIXELS:
+                raise InputError(f"{printable(str(path))}: has {count} frames of {animation.size} pixels; too many.")
+            return [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(animation)]
+    except InputError:
+        raise
+    except Exception as error:  # Pillow's decoders raise whatever broken bytes lead them to
+        raise InputError(f"{printable(str(path))}: is damaged or no GIF ({type(error).__name__}).") from None
+
+
+def _stacked(frames: list[np.ndarray], shown: str) -> np.ndarray:
+    sizes = {frame.shape for frame in frames}
+    if len(sizes) != 1:
+        raise InputError(f"{shown}: its frames have the sizes {sorted(sizes)}; expected one and the same.")
+    return np.stack(frames)
+
+
+def read_masks(path: Path, video: UInt8[np.ndarray, "f h w 3"]) -> tuple[np.ndarray, np.ndarray]:
+    """(instances uint8 `[f, h, w]`, 0 for none; the subject that each was found as, int `[i]`) of a case's masks.
+
+    Raises:
+      InputError: the file is missing or broken, or the masks are not of the video's size.
+    """
+    shown = printable(str(path))
+    data = read_bytes(path, MAX_BYTES, "an .npz with masks")
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            masks = file["masks"]
+            subjects = file["subjects"] if "subjects" in file else np.arange(1, int(masks.max(initial=0)) + 1)
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{shown}: holds no masks that can be read ({type(error).__name__}).") from None
+    if masks.dtype != np.uint8 or masks.shape != video.shape[:3]:
+        raise InputError(
+            f"{shown}: masks are {masks.dtype} {list(masks.shape)}; the video needs uint8 {list(video.shape[:3])}."
+        )
+    if subjects.ndim != 1 or len(subjects) < masks.max(initial=0) or not np.issubdtype(subjects.dtype, np.integer):
+        raise InputError(f"{shown}: subjects must be whole numbers, one for each of {masks.max()} instances.")
+    return masks, subjects.astype(np.int64)
+
+
+def read_references(case: RunCase) -> list[np.ndarray]:
+    """The reference pictures, uint8 `[h, w, 3]` each. Raises InputError that names a wrong one."""
+    return [read_image(reference.path) for reference in case.references]
+
+
+def reference_mask(reference: Reference, picture: UInt8[np.ndarray, "h w 3"]) -> Bool[np.ndarray, "h w"] | None:
+    """Where the subject is in its reference: from its mask, or what is not the plain white around it; None if unknown.
+
+    White counts as surrounding where it reaches the picture's border and takes at least `BORDER` of the picture. A
+    cut-out without white around it cannot be told from a picture with a background: it needs a mask.
+    """
+    if reference.mask is not None:
+        mask = read_image(reference.mask)[..., 0] > 127
+        if mask.shape != picture.shape[:2]:
+            raise InputError(
+                f"{printable(str(reference.mask))}: has {mask.shape[1]} x {mask.shape[0]} pixels; its picture has "
+                f"{picture.shape[1]} x {picture.shape[0]}."
+            )
+        return mask
+    return None if reference.subject == 0 else white_surrounding(picture)
+
+
+def white_surrounding(picture: UInt8[np.ndarray, "h w 3"]) -> Bool[np.ndarray, "h w"] | None:
+    """What is inside the plain white around it, or None where there is too little white at the border."""
+    white = (picture >= WHITE).all(-1)
+    reached = np.zeros_like(white)
+    reached[0], reached[-1], reached[:, 0], reached[:, -1] = white[0], white[-1], white[:, 0], white[:, -1]
+    while True:  # a flood from the border, a run of rows and columns at a time
+        before = reached.sum()
+        for axis in (0, 1):
+            for step in (1, -1):
+                reached = _swept(reached, white, axis, step)
+        if reached.sum() == before:
+            break
+    return None if reached.mean() < BORDER or reached.all() else ~reached
+
+
+def _swept(reached: np.ndarray, white: np.ndarray, axis: int, step: int) -> np.ndarray:
+    """What a flood reaches going one way: every white pixel after a reached one in its run of white."""
+    lines, free = (np.moveaxis(x, axis, -1)[..., ::step] for x in (reached, white))
+    place = np.arange(lines.shape[-1])
+    last = np.maximum.accumulate(np.where(lines, place, -1), axis=-1)
+    wall = np.maximum.accumulate(np.where(~free, place, -1), axis=-1)
+    out = free & (last > wall)
+    return np.moveaxis(out[..., ::step], -1, axis)
