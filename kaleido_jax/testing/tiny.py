@@ -56,9 +56,9 @@ def tiny_bundle(config: BundleConfig = TINY_CONFIG, seed: int = 0) -> Bundle:
     random = np.random.default_rng(seed)
     return Bundle(
         config=config,
-        transformer=_random(lambda: WanTransformer(config.transformer, nnx.Rngs(seed)), random),
-        vae=_random(lambda: WanVAE(config.vae, nnx.Rngs(seed)), random),
-        text=_random(lambda: UMT5Encoder(config.text, nnx.Rngs(seed)), random),
+        transformer=randomised(lambda: WanTransformer(config.transformer, nnx.Rngs(seed)), random),
+        vae=randomised(lambda: WanVAE(config.vae, nnx.Rngs(seed)), random),
+        text=randomised(lambda: UMT5Encoder(config.text, nnx.Rngs(seed)), random),
         tokenizer=Tokenizer.from_words(WORDS),
     )
 
@@ -69,7 +69,7 @@ def save_tiny_bundle(folder: str | Path, config: BundleConfig = TINY_CONFIG, see
     return Path(folder)
 
 
-def _random(make: Callable[[], M], random: np.random.Generator) -> M:
+def randomised(make: Callable[[], M], random: np.random.Generator) -> M:
     """The module with weights drawn in numpy, which compiles nothing: variance 1 / inputs, scales of norms around 1."""
     graph, shapes = abstract(make)
     values = {}
