@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kaleido_jax.cli.describe import add_describer
 from kaleido_jax.errors import ExitCode, InputError, KaleidoError, UsageError, printable
 
 # Nothing heavy here: `kaleido generate --help` imports this module.
@@ -55,6 +56,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "references, out, size, frames, seed, steps, guidance, shift, sampler",
     )
     parser.add_argument(
+        "--scene",
+        type=Path,
+        metavar="FILE",
+        help="a scene of shots (lct): a YAML or JSON file with its prompt and its shots, see docs/methods.md",
+    )
+    parser.add_argument(
+        "--sampling",
+        metavar="WAY",
+        help="how the shots of --scene are made: joint, conditioned (around those that are given) or autoregressive "
+        "(one after the other); default: what the file says",
+    )
+    parser.add_argument(
         "--out", type=Path, metavar="OUT.mp4", help="the video (default: out.mp4); with --prompts a folder (outputs)"
     )
     parser.add_argument("--seed", type=_number, metavar="N", help="another number, another video (default: 0)")
@@ -88,6 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="on several devices: data (branches of the guidance), fsdp (those, and weights), sequence (tokens), "
         "tensor (heads), such as data=2,sequence=4; -1 takes all that are left",
     )
+    add_describer(parser, required=False)
     parser.add_argument("--overwrite", action="store_true", help="make it again and replace what is there")
 
 
@@ -118,6 +132,8 @@ def _run(args: argparse.Namespace) -> int:
     config = load_config(folder)
     models.check_method(args.method, config)
     jobs = [_named(job, lambda job=job: _prepared(job, config)) for job in jobs]
+    if args.describer:
+        jobs = [_named(job, lambda job=job: _described(job, config, args)) for job in jobs]
     wanted = lambda job: _is_wanted(job, config, folder, loras, args.overwrite)
     waiting = [job for job in jobs if _named(job, lambda job=job: wanted(job))]
     if not waiting:
@@ -138,7 +154,7 @@ def _run(args: argparse.Namespace) -> int:
             _note(f"video {number} of {len(waiting)}: {printable(job.prompt, 60)}")
         with Terminal() as progress:
             references = _named(job, lambda job=job: _references(job, config))
-            generation = pipeline.generate(references, job.prompt, job.settings, progress)
+            generation = pipeline.generate(references, job.prompt, job.settings, progress, job.scene)
             Outputs.of(job.out).write(generation)
         _note(f"made {printable(str(job.out))}, its sheet and its record in {time.monotonic() - began:.1f} s")
         print(job.out, flush=True)
@@ -150,10 +166,21 @@ def _jobs(args: argparse.Namespace) -> "Iterator[Job]":
     from kaleido_jax.pipeline.request import check_prompt
 
     settings = jobs.settings_of(vars(args))
+    if args.sampling is not None and args.scene is None:
+        raise UsageError("--sampling says how the shots of --scene are made; give --scene FILE.")
     if args.prompts is not None:
         if args.prompt is not None or args.reference:
             raise UsageError("--prompts brings its own prompts and references; leave out --prompt and --reference.")
         yield from jobs.read_jobs(args.prompts, args.out or Path("outputs"), settings)
+        return
+    if args.scene is not None:
+        from kaleido_jax.pipeline.scene_file import read_scene
+
+        if args.prompt is not None or args.reference:
+            raise UsageError("--scene brings its own prompts and references; leave out --prompt and --reference.")
+        scene = read_scene(args.scene, sampling=args.sampling)
+        out, prompt = args.out or Path("out.mp4"), " || ".join(scene.prompts)
+        yield jobs.Job(prompt=prompt, references=scene.files, settings=settings, out=out, scene=scene)
         return
     if args.prompt is None:
         raise UsageError("There is no prompt; say what the video should show with --prompt, or give --prompts FILE.")
@@ -176,15 +203,41 @@ def _prepared(job: "Job", config: "BundleConfig") -> "Job":
     from kaleido_jax.methods.registry import METHODS
     from kaleido_jax.pipeline.request import check_reference_count
 
-    if METHODS[config.method].data == "scene":
+    if METHODS[config.method].data == "scene" and job.scene is None:
         scene_prompts(job.prompt)
-    elif not job.references:
+    elif METHODS[config.method].data == "scene":
+        pass  # checked when it was read
+    elif not job.references and job.scene is None:
         raise UsageError(
-            f"There is no reference picture; only lct makes scenes of shots, and {config.name} is another."
+            f"There is no reference picture for {config.name}, a model of {config.method}; only lct makes scenes of "
+            "shots without one."
         )
+    elif job.scene is not None:
+        raise UsageError(f"{config.name} is a model of {config.method}; only lct makes scenes of shots.")
     else:
         check_reference_count(sum(map(len, job.references)), config.defaults.references)
     return dataclasses.replace(job, settings=job.settings.resolved(config))
+
+
+def _described(job: "Job", config: "BundleConfig", args: argparse.Namespace) -> "Job":
+    """The job with the prompt that the describer makes of it and of the first reference, as its method has it."""
+    from kaleido_jax.describers import create
+    from kaleido_jax.methods import differential
+    from kaleido_jax.pipeline.compile_cache import default_folder
+
+    if config.method not in ("anyid", "contextanyone"):
+        raise UsageError(
+            f"{config.name} is a model of {config.method}, which takes prompts as they are; leave out --describer."
+        )
+    describer = create(args.describer, args.describer_model, cache=default_folder().parent / "describer")
+    reference = _references(job, config)[0].pixels
+    if config.method == "contextanyone":
+        prompt = " || ".join(describer.two_prompts(reference, job.prompt))
+    else:
+        elements = differential.load_elements(args.elements)
+        prompt = differential.prompt(differential.differing(reference, job.prompt, elements, describer))
+    _note(f"prompt: {printable(prompt, 1000)}")
+    return dataclasses.replace(job, prompt=prompt)
 
 
 def _is_wanted(job: "Job", config: "BundleConfig", folder: Path, loras: "list[LoraFile]", overwrite: bool) -> bool:
@@ -195,7 +248,7 @@ def _is_wanted(job: "Job", config: "BundleConfig", folder: Path, loras: "list[Lo
     outputs = Outputs.of(job.out)
     outputs.refuse_inputs(file for files in job.references for file in files)
     references = _references(job, config)
-    found, what = outputs.found(request_of(job.prompt, references, job.settings, config, folder, loras))
+    found, what = outputs.found(request_of(job.prompt, references, job.settings, config, folder, loras, job.scene))
     if not overwrite:
         if found is Found.FINISHED:
             _note(f"{printable(str(job.out))} is finished already; --overwrite makes it again")

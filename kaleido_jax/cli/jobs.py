@@ -6,11 +6,14 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kaleido_jax.errors import InputError, UsageError, nearest_name, printable
 from kaleido_jax.media.images import read_bytes
 from kaleido_jax.pipeline.request import Settings, check_prompt, shown
+
+if TYPE_CHECKING:
+    from kaleido_jax.methods.scene import Scene
 
 MAX_BYTES = 20_000_000
 MAX_JOBS = 10_000
@@ -20,13 +23,18 @@ FIELDS = ("prompt", "references", "out", "size", "sampler", *NUMBERS)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """One video to make. references: the files of each subject. where: how errors name the line that it came from."""
+    """One video to make.
+
+    references: the files of each subject. where: how errors name the line that it came from. scene: of shots, if it is
+    one; the references are then those of its shots.
+    """
 
     prompt: str
     references: tuple[tuple[str, ...], ...]
     settings: Settings
     out: Path
     where: str = ""
+    scene: "Scene | None" = None
 
 
 def settings_of(values: Mapping[str, Any]) -> Settings:

@@ -16,6 +16,7 @@ COMMANDS = {
     "generate": "make a video from reference pictures and a prompt",
     "train": "train a model, or go on with a run",
     "plan": "say what a training step takes of chips that need not be there",
+    "describe": "say what a target changes of a reference, as a prompt",
     "layout": "draw the token layout, positions and attention mask of a method",
     "port": "write weights as another project's, or another project's as ours",
     "inspect": "say what a file or folder of weights is",

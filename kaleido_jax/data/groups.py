@@ -52,6 +52,11 @@ class TruthDescriber:
         }
         return {name: words[name] for name in elements}
 
+    def differences(self, reference: Shown, target: Shown, elements: dict[str, str]) -> dict[str, str]:
+        """What truly changed, whatever the words for it have in common."""
+        same = {"action": reference.motion == target.motion, "background": reference.scene == target.scene}
+        return {name: text for name, text in self.describe(target, elements).items() if not same[name]}
+
 
 def draw_group(world: World, seed: int, split: str = "train", *, most: int = MAX_REFERENCES, clip: int = 9) -> Group:
     """The group of (seed, split): 1 to `most` references, of which about half are clips of `clip` frames."""

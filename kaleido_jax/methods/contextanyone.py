@@ -55,6 +55,19 @@ class ContextAnyone(Method):
     def reconstructs(self) -> bool:
         return True
 
+    def prompts(self, prompt: str) -> tuple[str, ...]:
+        """One prompt, or "REFERENCE || VIDEO": what the painted reference shows, and what the video does.
+
+        Raises UsageError for more, or for an empty one beside another.
+        """
+        parts = tuple(part.strip() for part in prompt.split("||"))
+        if len(parts) > 2 or not all(parts):
+            raise UsageError(
+                f"The prompt has {len(parts)} parts, {sum(not part for part in parts)} of them empty; contextanyone "
+                "takes one prompt, or two as REFERENCE || VIDEO."
+            )
+        return parts
+
     def layout(self, video: Grid, references: Sequence[Grid], *, texts: Sequence[int]) -> TokenLayout:
         """With two prompts, the first tells of the references, which read it, and the second of the video."""
         self.check_references(len(references))

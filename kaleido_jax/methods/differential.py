@@ -61,13 +61,21 @@ def described(describer: Describer, shown: Any, elements: Mapping[str, str], wha
 
     Raises InputError that names the element; `what` says in it what was looked at.
     """
-    answer = describer.describe(shown, elements)
+    return checked(describer.describe(shown, elements), elements, what)
+
+
+def checked(answer: Any, elements: Mapping[str, str], what: str = "it", *, complete: bool = True) -> dict[str, str]:
+    """A description: a text for each element (complete) or for some, and nothing else, white space collapsed.
+
+    Raises InputError that names the element; `what` says in it what was looked at.
+    """
     if not isinstance(answer, Mapping):
         raise InputError(f"The describer answered {printable(repr(answer), 60)} for {what}; it must name each element.")
     for name in answer:
         if name not in elements:
             raise InputError(f"The describer of {what}: {unknown_name('element', str(name), elements)}")
-    for name in elements:
+    told = [name for name in elements if complete or name in answer]
+    for name in told:
         text = answer.get(name)
         if not isinstance(text, str) or not text.strip():
             raise InputError(f"The describer said nothing of the {name} of {what}; it must give a text.")
@@ -75,7 +83,36 @@ def described(describer: Describer, shown: Any, elements: Mapping[str, str], wha
             raise InputError(
                 f"The describer said {len(text)} characters of the {name} of {what}; it may say {MAX_CHARACTERS}."
             )
-    return {name: " ".join(answer[name].split()) for name in elements}
+    return {name: " ".join(answer[name].split()) for name in told}
+
+
+@runtime_checkable
+class OneCall(Protocol):
+    """Something that sees the primary reference and the target at once and says what differs."""
+
+    def differences(self, reference: Any, target: Any, elements: Mapping[str, str]) -> Mapping[str, str]:
+        """The elements of the target that differ from the reference's."""
+        ...
+
+
+def differing(
+    reference: Any,
+    target: Any,
+    elements: Mapping[str, str],
+    describer: Describer | OneCall,
+    comparer: Comparer | None = None,
+    gamma: float = GAMMA,
+) -> dict[str, str]:
+    """The elements in which the target differs from the primary reference, from what is shown of both.
+
+    With a comparer in two stages, as the paper does it; without one by the describer's one call.
+    """
+    if comparer is None:
+        if not isinstance(describer, OneCall):
+            raise InputError("This describer cannot compare in one call; give a comparer.")
+        return checked(describer.differences(reference, target, elements), elements, "the target", complete=False)
+    seen = described(describer, reference, elements, "the primary reference")
+    return changes(seen, described(describer, target, elements, "the target"), comparer, gamma)
 
 
 def changes(

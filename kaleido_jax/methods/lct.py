@@ -22,7 +22,8 @@ from kaleido_jax.masks import TokenMask
 from kaleido_jax.methods.cache import KeyValues, run_part
 from kaleido_jax.methods.method import Condition, Method, contents, make_table
 from kaleido_jax.table import TokenTable
-from kaleido_jax.typing import AnyArray, Array, Float
+from kaleido_jax.tree import pytree
+from kaleido_jax.typing import AnyArray, Array, Bool, Float
 
 MOST_SHOTS = 9
 # How noisy finished shots are as conditions. The paper says "low"; 0.1 keeps what they show and hides their flaws.
@@ -45,6 +46,9 @@ class LCT(Method):
     scheme: str = "interleaved"
     attention: Literal["bidirectional", "causal"] = "bidirectional"
     global_prompt: Literal["read", "dummy"] = "read"
+
+    def prompts(self, prompt: str) -> tuple[str, ...]:
+        return scene_prompts(prompt)
 
     def layout(self, video: Grid, references: Sequence[Grid], *, texts: Sequence[int]) -> TokenLayout:
         """The first of `texts` is the global prompt's length, the others are the shots'; shots are equally long."""
@@ -74,8 +78,18 @@ class LCT(Method):
         return jnp.repeat(jnp.asarray(times, jnp.float32), frames, axis=1)
 
     def table(self, layout: TokenLayout, times: Float[AnyArray, "b draws"], condition: Condition) -> TokenTable:
-        """times: of each shot; the dummy is clean. A shot weighs one over the number of shots that there are."""
+        """times: of each shot; the dummy is clean. A shot weighs one over the number of shots that there are.
+
+        `condition.reference_frames` says how many latent frames of each shot there are, counted from its start: a
+        picture is a shot of one. Without columns, all of them are there.
+        """
         present = contents(layout, reference_frames=condition.reference_frames, text_lengths=condition.text_lengths)
+        frames = jnp.asarray(condition.reference_frames, jnp.int32)
+        if frames.shape[1]:
+            columns = np.array([i for i, segment in enumerate(layout.segments) if segment.kind == "video"])
+            area = layout.segments[columns[0]].grid[1] * layout.segments[columns[0]].grid[2]
+            short = jnp.minimum(present.lengths[:, columns], frames * area)
+            present = dataclasses.replace(present, lengths=present.lengths.at[:, columns].set(short))
         is_video = np.array([segment.kind == "video" for segment in layout.select("visual")])
         shown = jnp.asarray(times, jnp.float32)
         there = (present.lengths[:, np.array(layout.indices("visual"))] > 0) & is_video[None]
@@ -145,23 +159,45 @@ def _shots(layout: TokenLayout) -> int:
     return sum(segment.kind == "video" for segment in layout.segments)
 
 
+@pytree
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Held:
+    """What of a scene is known before it is made.
+
+    given: latents where something is known. noise: where all shots start, and what is mixed into given ones.
+    is_given: the shots that are conditions. on_path: the latent frames, of shots that are made, whose clean value is
+    known: the first one of a shot that goes on from another one without a cut.
+    """
+
+    given: Float[Array, "one f h w z"]
+    noise: Float[Array, "one f h w z"]
+    is_given: Bool[Array, "shots"]
+    on_path: Bool[Array, "f"]
+
+    def follow(self, velocity: Float[Array, "one f h w z"]) -> Float[Array, "one f h w z"]:
+        """The velocity with that of the known frames, which leads from their noise to them, in its place."""
+        return jnp.where(
+            self.on_path[None, :, None, None, None], flow.velocity_target(self.given, self.noise), velocity
+        )
+
+
 def hold(
     x: Float[Array, "b f h w z"],
     time: Float[Array, ""],
     given: Float[Array, "b f h w z"],
     noise: Float[Array, "b f h w z"],
-    is_given: Sequence[bool],
+    is_given: Bool[AnyArray, "shots"],
     level: float = HISTORY_NOISE,
 ) -> tuple[Float[Array, "b f h w z"], Float[Array, "b draws"]]:
     """A scene in which some shots are conditions: those shots of `given`, with a little noise, and the times of all.
 
     x, time: of the shots that are being made. noise: that is mixed into the given ones, the same at every step.
     """
-    frames = x.shape[1] // len(is_given)
-    pick = jnp.asarray(np.repeat(np.array(is_given), frames))[None, :, None, None, None]
+    shots = is_given.shape[0]
+    pick = jnp.repeat(jnp.asarray(is_given), x.shape[1] // shots)[None, :, None, None, None]
     times = jnp.where(jnp.asarray(is_given)[None], level, time)
     mixed = flow.add_noise(given, noise, jnp.full((x.shape[0], 1, 1, 1, 1), level))
-    return jnp.where(pick, mixed, x), jnp.broadcast_to(times, (x.shape[0], len(is_given)))
+    return jnp.where(pick, mixed, x), jnp.broadcast_to(times, (x.shape[0], shots))
 
 
 def shot_velocity(

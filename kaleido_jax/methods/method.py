@@ -115,6 +115,10 @@ class Method(abc.ABC):
         """How branches are combined in sampling: by default text alone is guided, with the references in both."""
         return guidance.text_guidance(scale)
 
+    def prompts(self, prompt: str) -> tuple[str, ...]:
+        """The prompts that a user's text holds, in the order of `layout`'s texts: by default it is one."""
+        return (prompt,)
+
     def check_references(self, count: int) -> None:
         """Raises UsageError for a number of references that the method cannot use."""
         if self.most_references is not None and not 1 <= count <= self.most_references:

@@ -115,13 +115,14 @@ class Outputs:
             write_mp4(video, generation.video, rate)
             Image.fromarray(sheet).save(picture)
             hashes = {self.video.name: file_sha256(video), self.sheet.name: file_sha256(picture)}
-            document = record_of(_request(generation), references, settings, model, hashes, generation.loras)
+            request, loras = _request(generation), generation.loras
+            document = record_of(request, references, settings, model, hashes, loras, generation.scene)
             record.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _request(generation: "Generation") -> dict[str, Any]:
     g = generation
-    return request_of(g.prompt, g.references, g.settings, g.config, g.folder, g.loras)
+    return request_of(g.prompt, g.references, g.settings, g.config, g.folder, g.loras, g.scene)
 
 
 def _caption(generation: "Generation") -> str:

@@ -21,9 +21,10 @@ from kaleido_jax.diffusion import samplers
 from kaleido_jax.errors import UsageError
 from kaleido_jax.layout import Grid, TokenLayout
 from kaleido_jax.media.references import to_model_range
-from kaleido_jax.methods import lct, registry
+from kaleido_jax.methods import registry
 from kaleido_jax.methods.differential import primary_first
 from kaleido_jax.methods.method import EMPTY_BYTE, Condition
+from kaleido_jax.methods.scene import Scene
 from kaleido_jax.parallel import MeshConfig, batch_shardings, place, shardings
 from kaleido_jax.pipeline import models
 from kaleido_jax.pipeline.compile_cache import use_compile_cache
@@ -35,10 +36,11 @@ from kaleido_jax.pipeline.programs import (
     keep_references,
     reconstruct,
     sampler_step,
-    shot_by_shot,
 )
 from kaleido_jax.pipeline.references import Picture, Reference, read_references
 from kaleido_jax.pipeline.request import Settings, check_prompt, check_reference_count
+from kaleido_jax.pipeline.scene_file import read_scene
+from kaleido_jax.pipeline.scenes import SceneMaker
 from kaleido_jax.porting import lora
 from kaleido_jax.typing import Array, Float, Params, UInt8
 
@@ -51,7 +53,8 @@ class Generation:
     """A video with everything that it was made from.
 
     video: uint8 frames. config, folder: the model's (folder is None for one that was never on disk). reconstructions:
-    the references as the model paints them again, for a method that does (contextanyone).
+    the references as the model paints them again, for a method that does (contextanyone). scene: what was asked for, if
+    it was more than a prompt (lct). latents: that the video was decoded from; None for scenes.
     """
 
     video: UInt8[np.ndarray, "f h w 3"]
@@ -62,6 +65,8 @@ class Generation:
     folder: Path | None
     loras: tuple[LoraFile, ...] = ()
     reconstructions: tuple[UInt8[np.ndarray, "_ h w 3"], ...] = ()
+    scene: Scene | None = None
+    latents: Float[np.ndarray, "_ _ _ z"] | None = None
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> dict[str, Path]:
         """Writes the video (.mp4), a contact sheet (.sheet.png) and a record (.json) beside each other.
@@ -87,13 +92,13 @@ class Pipeline:
     """
 
     def __init__(self, bundle: Bundle, folder: Path | None = None):
-        self.config, self.folder, self._tokenizer = bundle.config, folder, bundle.tokenizer
-        self._method = registry.create(bundle.config.method, bundle.config.scheme, bundle.config.options)
+        self.config, self.folder, self.tokenizer = bundle.config, folder, bundle.tokenizer
+        self.method = registry.create(bundle.config.method, bundle.config.scheme, bundle.config.options)
         modules = {"transformer": bundle.transformer, "vae": bundle.vae, "text": bundle.text}
         self._graphs = {name: nnx.split(module)[0] for name, module in modules.items()}
-        self._weights = {name: parameters(module) for name, module in modules.items()}
+        self.weights = {name: parameters(module) for name, module in modules.items()}
         self._loras: tuple[LoraFile, ...] = ()
-        self._mesh, self._ulysses = None, None
+        self.mesh, self.ulysses = None, None
         self._compiled: dict[Hashable, Any] = {}
 
     @classmethod
@@ -123,17 +128,18 @@ class Pipeline:
         changes = [(lora.read(file.path, sizes), file.strength) for file in files]
         pipeline = cls(load_bundle(folder), folder)
         pipeline._loras = files
-        pipeline._weights["transformer"] = lora.merge(pipeline._weights["transformer"], changes, donate=True)
+        pipeline.weights["transformer"] = lora.merge(pipeline.weights["transformer"], changes, donate=True)
         return pipeline
 
     def __call__(
         self,
         *,
-        references: Sequence[Picture | Sequence[Picture]],
-        prompt: str,
+        references: Sequence[Picture | Sequence[Picture]] = (),
+        prompt: str = "",
         settings: Settings | None = None,
         progress: Progress | None = None,
         primary: int = 1,
+        scene: Scene | str | Path | None = None,
         **fields: Any,
     ) -> Generation:
         """Makes one video.
@@ -145,12 +151,18 @@ class Pipeline:
           settings: size, seed and so on; the fields of `Settings` may also be given by name (seed=3, steps=20).
           progress: called with the stage, and how much of it is done.
           primary: number, from 1, of the subject that comes first: AnyID's primary reference.
+          scene: instead of references and a prompt: a scene of shots (lct), or the file that describes it.
 
         Raises:
           InputError: a picture or the prompt cannot be used. UsageError: a setting cannot.
         """
         settings = dataclasses.replace(settings or Settings(), **fields).resolved(self.config)
-        prompt = check_prompt(prompt)
+        if scene is not None:
+            if references or prompt:
+                raise UsageError("A scene brings its own prompts and references; leave out the others.")
+            scene = scene if isinstance(scene, Scene) else read_scene(scene)
+            references, prompt = scene.files, " || ".join(scene.prompts)
+        prompt = prompt if scene else check_prompt(prompt)
         pictures = read_references(
             references if primary == 1 else primary_first(references, primary),
             height=settings.height,
@@ -158,29 +170,33 @@ class Pipeline:
             frames=settings.frames,
             frames_per_second=self.config.defaults.frames_per_second,
         )
-        return self.generate(pictures, prompt, settings, progress)
+        return self.generate(pictures, prompt, settings, progress, scene)
 
     def generate(
-        self, references: Sequence[Reference], prompt: str, settings: Settings, progress: Progress | None = None
+        self,
+        references: Sequence[Reference],
+        prompt: str,
+        settings: Settings,
+        progress: Progress | None = None,
+        scene: Scene | None = None,
     ) -> Generation:
         """Like a call, from checked parts: prompt, resolved settings, and references that were read for them."""
-        scene = self._method.data == "scene"
-        if not scene:
-            check_reference_count(len(references), self.config.defaults.references)
-        self._method.check_references(len(references))
         report = progress or (lambda what, done, total: None)
+        if scene is not None or self.method.data == "scene":
+            return self._scene(references, prompt, settings, report, scene)
+        check_reference_count(len(references), self.config.defaults.references)
+        self.method.check_references(len(references))
         defaults = self.config.defaults
-        prompts = lct.scene_prompts(prompt) if scene else (prompt,)
-        shots = len(prompts) - 1 if scene else 1
+        prompts = self.method.prompts(prompt)
         bucket = self._layout(settings, references, len(prompts))
-        rule = self._method.guidance(settings.guidance)
+        rule = self.method.guidance(settings.guidance)
         texts = [prompts if branch.text == "prompt" else ("",) * len(prompts) for branch in rule.branches]
-        ids, lengths = self._tokenizer.encode([text for row in texts for text in row], defaults.text_tokens)
+        ids, lengths = self.tokenizer.encode([text for row in texts for text in row], defaults.text_tokens)
 
-        run = functools.partial(self._run, report=report)
-        words = run("text encoder", encode_text, {"text": self._weights["text"]}, (ids, lengths))
+        run = functools.partial(self.run_program, report=report)
+        words = run("text encoder", encode_text, {"text": self.weights["text"]}, (ids, lengths))
         vae = self.config.vae
-        latents = [] if scene else self._encode(references, settings, run)
+        latents = self._encode(references, settings, run)
         rows = [latents] * len(texts)
         if any(branch.references != "kept" for branch in rule.branches):
             empty = [dataclasses.replace(r, pixels=np.full_like(r.pixels, EMPTY_BYTE)) for r in references]
@@ -196,59 +212,48 @@ class Pipeline:
             reference_frames=jnp.asarray([present] * len(texts), jnp.int32).reshape(len(texts), -1),
             subjects=jnp.asarray([subjects] * len(texts), jnp.int32).reshape(len(texts), -1),
         )
-        condition = self._on_mesh(condition)
+        condition = self.on_mesh(condition)
         scales = jnp.asarray(rule.weights, jnp.float32)
         shape = (
             1,
-            shots * vae.latent_frames(settings.frames),
+            vae.latent_frames(settings.frames),
             settings.height // vae.spatial_factor,
             settings.width // vae.spatial_factor,
             self.config.transformer.out_channels,
         )
-        state = samplers.start(jax.random.normal(jax.random.key(settings.seed), shape, jnp.float32))
-        if self._mesh is not None:
-            state = jax.device_put(state, NamedSharding(self._mesh, PartitionSpec()))
+        noise = jax.random.normal(jax.random.key(settings.seed), shape, jnp.float32)
+        state = self.everywhere(samplers.start(noise))
         table = samplers.SAMPLERS[settings.sampler](settings.steps, settings.shift)
         steps = [samplers.Steps(*(np.float32(column[index]) for column in table)) for index in range(settings.steps)]
-        fixed = {"method": self._method, "layout": bucket, "patch": self.config.transformer.patch}
-        function = functools.partial(sampler_step, branches=rule.branches, ulysses=self._ulysses, **fixed)
-        weights = {"transformer": self._weights["transformer"]}
+        fixed = {"method": self.method, "layout": bucket, "patch": self.config.transformer.patch}
+        function = functools.partial(sampler_step, branches=rule.branches, ulysses=self.ulysses, **fixed)
+        weights = {"transformer": self.weights["transformer"]}
         kept = None
-        if self._method.pinned and self._mesh is None:  # a cache is kept by one device, and saves time, nothing else
+        if self.method.pinned and self.mesh is None:  # a cache is kept by one device, and saves time, nothing else
             keep = functools.partial(keep_references, **fixed)
             key = ("keep_references", len(texts), bucket)
-            kept = self._program("references", key, keep, weights, (condition,), report)(weights, condition)
-        if isinstance(self._method, lct.LCT) and self._method.attention == "causal" and self._mesh is None:
-            given = (state.x, samplers.Steps(*(np.float32(column) for column in table)), condition, scales)
-            key = ("shot_by_shot", rule.branches, bucket, settings.steps)
-            function = functools.partial(shot_by_shot, branches=rule.branches, **fixed)
-            program = self._program("transformer", key, function, weights, given, report)
-            report("sampling", 0, 1)
-            x = jax.block_until_ready(program(weights, *given))
-            report("sampling", 1, 1)
-        else:
-            key = ("sampler_step", rule.branches, bucket)
-            program = self._program(
-                "transformer", key, function, weights, (state, steps[0], condition, scales, kept), report
-            )
-            report("sampling", 0, settings.steps)
-            for index, row in enumerate(steps):
-                state = jax.block_until_ready(program(weights, state, row, condition, scales, kept))
-                report("sampling", index + 1, settings.steps)
-            x = state.x
+            kept = self.program("references", key, keep, weights, (condition,), report)(weights, condition)
+        key = ("sampler_step", rule.branches, bucket)
+        program = self.program(
+            "transformer", key, function, weights, (state, steps[0], condition, scales, kept), report
+        )
+        report("sampling", 0, settings.steps)
+        for index, row in enumerate(steps):
+            state = jax.block_until_ready(program(weights, state, row, condition, scales, kept))
+            report("sampling", index + 1, settings.steps)
         painted = []
-        if self._method.reconstructs:
+        if self.method.reconstructs:
             key = ("reconstruct", len(texts), bucket)
-            again = self._program(
+            again = self.program(
                 "reconstruction", key, functools.partial(reconstruct, **fixed), weights, (condition,), report
             )(weights, condition)
             row = next(i for i, branch in enumerate(rule.branches) if branch.text == "prompt")
             for latent in again[: len(references)]:
-                painted.append(run("decoder", decode_latents, {"vae": self._weights["vae"]}, (latent[row : row + 1],)))
-        pieces = jnp.split(x, shots, axis=1)
-        pixels = [run("decoder", decode_latents, {"vae": self._weights["vae"]}, (piece,)) for piece in pieces]
+                painted.append(run("decoder", decode_latents, {"vae": self.weights["vae"]}, (latent[row : row + 1],)))
+        pixels = run("decoder", decode_latents, {"vae": self.weights["vae"]}, (state.x,))
         return Generation(
-            video=np.concatenate([np.asarray(piece)[0] for piece in pixels]),
+            video=np.asarray(pixels)[0],
+            latents=np.asarray(state.x)[0],
             prompt=prompt,
             references=tuple(references),
             settings=settings,
@@ -256,6 +261,32 @@ class Pipeline:
             folder=self.folder,
             loras=self._loras,
             reconstructions=tuple(np.asarray(pixels)[0] for pixels in painted),
+        )
+
+    def _scene(
+        self,
+        references: Sequence[Reference],
+        prompt: str,
+        settings: Settings,
+        report: Progress,
+        scene: Scene | None,
+    ) -> Generation:
+        """A scene of shots: as described, or its global prompt and those of its shots in one prompt."""
+        if self.method.data != "scene":
+            raise UsageError(f"{self.config.name} is a model of {self.method.name}; only lct makes scenes of shots.")
+        if scene is None:
+            self.method.check_references(len(references))
+        asked = scene or Scene.of(self.method.prompts(prompt))
+        video = SceneMaker(self, asked, references, settings, report).make()
+        return Generation(
+            video=video,
+            prompt=prompt,
+            references=tuple(references),
+            settings=settings,
+            config=self.config,
+            folder=self.folder,
+            loras=self._loras,
+            scene=scene,
         )
 
     def spread(self, mesh: MeshConfig) -> None:
@@ -271,12 +302,16 @@ class Pipeline:
         if heads % made.shape["tensor"]:
             raise UsageError(f"The mesh has tensor={made.shape['tensor']}; it must divide the {heads} heads.")
         for name in ("transformer", "text"):
-            self._weights[name] = place(self._weights[name], shardings(self._weights[name], made))
-        self._mesh, self._ulysses, self._compiled = made, mesh.ulysses, {}
+            self.weights[name] = place(self.weights[name], shardings(self.weights[name], made))
+        self.mesh, self.ulysses, self._compiled = made, mesh.ulysses, {}
 
-    def _on_mesh(self, tree: Any) -> Any:
+    def on_mesh(self, tree: Any) -> Any:
         """Arrays with a row for each branch, where the mesh wants them."""
-        return tree if self._mesh is None else place(tree, batch_shardings(tree, self._mesh))
+        return tree if self.mesh is None else place(tree, batch_shardings(tree, self.mesh))
+
+    def everywhere(self, tree: Any) -> Any:
+        """Arrays that every device of the mesh has whole, where there is one."""
+        return tree if self.mesh is None else jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
 
     @property
     def compiled(self) -> int:
@@ -290,19 +325,21 @@ class Pipeline:
         height, width = settings.height // vae.spatial_factor // ph, settings.width // vae.spatial_factor // pw
         grid: Callable[[int], Grid] = lambda frames: (vae.latent_frames(frames) // pt, height, width)
         texts = (self.config.defaults.text_tokens,) * prompts
-        frames, *size = grid(settings.frames)
-        if self._method.data == "scene":
-            return self._method.layout(((prompts - 1) * frames, *size), [], texts=texts)
         slots = [grid(len(reference.pixels)) for reference in references]
         slots += [grid(1)] * (self.config.defaults.references - len(slots))
-        return self._method.layout((frames, *size), slots, texts=texts)
+        return self.method.layout(grid(settings.frames), slots, texts=texts)
+
+    def encode_references(self, references: Sequence[Reference], settings: Settings) -> list[Float[Array, "1 _ _ _ z"]]:
+        """Latents of each reference, encoded alone."""
+        run = functools.partial(self.run_program, report=lambda what, done, total: None)
+        return self._encode(references, settings, run)[: len(references)]
 
     def _encode(
         self, references: Sequence[Reference], settings: Settings, run: Callable[..., Any]
     ) -> list[Float[Array, "1 f h w z"]]:
         """Latents of each slot, every reference encoded alone; pictures go through the encoder as one batch."""
         slots = max(len(references), self.config.defaults.references)
-        weights = {"vae": self._weights["vae"]}
+        weights = {"vae": self.weights["vae"]}
         stills = np.full((slots, 1, settings.height, settings.width, 3), 255, np.uint8)
         for index, reference in enumerate(references):
             stills[index] = reference.pixels[:1]
@@ -313,27 +350,28 @@ class Pipeline:
                 latents[index] = run("clip encoder", encode_pixels, weights, (clip,))
         return latents
 
-    def _run(
+    def run_program(
         self, what: str, function: Callable, weights: Mapping[str, Params], arguments: tuple, *, report: Progress
     ) -> Any:
-        if self._mesh is not None and "vae" in weights:
+        """The result of a function of (weights, *arguments), compiled for their shapes."""
+        if self.mesh is not None and "vae" in weights:
             arguments = jax.device_get(arguments)
         shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(arguments))
-        program = self._program(what, (function.__name__, shapes), function, weights, arguments, report)
+        program = self.program(what, (function.__name__, shapes), function, weights, arguments, report)
         return jax.block_until_ready(program(weights, *arguments))
 
-    def _program(
+    def program(
         self, what: str, key: Hashable, function: Callable, weights: Any, arguments: tuple, report: Progress
     ) -> Any:
         """The compiled function of (weights, *arguments), the networks' graphs bound."""
         if key not in self._compiled:
             report(f"compiling the {what}", 0, 1)
             bound = functools.partial(function, graphs=self._graphs)
-            if self._mesh is None or "vae" in weights:
+            if self.mesh is None or "vae" in weights:
                 self._compiled[key] = jax.jit(bound).lower(weights, *arguments).compile()
             else:
-                everywhere = NamedSharding(self._mesh, PartitionSpec())
-                with jax.set_mesh(self._mesh):
+                everywhere = NamedSharding(self.mesh, PartitionSpec())
+                with jax.set_mesh(self.mesh):
                     self._compiled[key] = jax.jit(bound, out_shardings=everywhere).lower(weights, *arguments).compile()
             report(f"compiling the {what}", 1, 1)
         return self._compiled[key]

@@ -73,6 +73,31 @@ def shot_by_shot(
     return lct.autoregress(method, transformer, noise, condition, rule=rule, steps=steps, layout=layout, patch=patch)
 
 
+def scene_step(
+    weights: Weights,
+    state: samplers.State,
+    row: samplers.Steps,
+    condition: Condition,
+    scales: Float[Array, "b"],
+    held: lct.Held,
+    *,
+    graphs: Graphs,
+    branches: Sequence[guidance.Branch],
+    method: lct.LCT,
+    layout: TokenLayout,
+    patch: Grid,
+    ulysses: int | None = None,
+) -> samplers.State:
+    """One step of a sampler over a scene of which some shots may be given. The others are as in `sampler_step`."""
+    rows = scales.shape[0]
+    scene, times = lct.hold(state.x, row.time, held.given, held.noise, held.is_given)
+    repeat = lambda x: jnp.broadcast_to(x, (rows, *x.shape[1:]))
+    transformer = divided(functools.partial(merge, graphs["transformer"]), weights["transformer"], ulysses=ulysses)
+    answers = velocity(method, transformer, repeat(scene), repeat(times), condition, layout=layout, patch=patch)
+    rule = guidance.Guidance(tuple(branches), tuple(jnp.unstack(scales)))
+    return samplers.advance(state, held.follow(rule.combine(jnp.split(answers, rows))), row)
+
+
 def sampler_step(
     weights: Weights,
     state: samplers.State,

@@ -15,6 +15,7 @@ from kaleido_jax.errors import InputError
 
 if TYPE_CHECKING:
     from kaleido_jax.bundle import BundleConfig
+    from kaleido_jax.methods.scene import Scene
     from kaleido_jax.pipeline.loras import LoraFile
     from kaleido_jax.pipeline.references import Reference
     from kaleido_jax.pipeline.request import Settings
@@ -49,6 +50,7 @@ def request_of(
     config: "BundleConfig",
     folder: Path | None,
     loras: "Sequence[LoraFile]" = (),
+    scene: "Scene | None" = None,
 ) -> dict[str, Any]:
     """What determines the pixels: equal requests on equal hardware and versions give equal videos."""
     return {
@@ -57,8 +59,26 @@ def request_of(
         "settings": to_json(settings),
         "model": {"config": json.loads(json.dumps(to_json(config))), "weights": weights_of(folder) if folder else None},
         "loras": [file.request() for file in loras],
+        "scene": _scene_request(scene),
         "version": _version("kaleido_jax"),
     }
+
+
+def _scene_request(scene: "Scene | None") -> dict[str, Any] | None:
+    """What a scene asks for, without the names of its files, whose pixels are among the references."""
+    if scene is None:
+        return None
+    shots = [
+        {
+            "prompt": shot.prompt,
+            "condition_on": None if shot.condition_on is None else list(shot.condition_on),
+            "references": len(shot.references),
+            "clip": bool(shot.clip),
+            "extends": shot.extends,
+        }
+        for shot in scene.shots
+    ]
+    return {"sampling": scene.sampling, "segments": scene.segments, "carried": scene.carried, "shots": shots}
 
 
 def record_of(
@@ -68,23 +88,26 @@ def record_of(
     model: str,
     outputs: dict[str, str],
     loras: "Sequence[LoraFile]" = (),
+    scene: "Scene | None" = None,
 ) -> dict[str, Any]:
     """The whole record: the request, what it was made on and with, the files' hashes, and the command to repeat it."""
+    command = _command(request["prompt"], references, settings, model, loras, scene)
+    files = [reference.name for reference in references]
+    return {"format": FORMAT, "request": request, "files": files, "command": command} | made() | {"outputs": outputs}
+
+
+def made() -> dict[str, Any]:
+    """With which libraries, and on which device."""
     import jax
 
     device = jax.devices()[0]
     return {
-        "format": FORMAT,
-        "request": request,
-        "files": [reference.name for reference in references],
-        "command": _command(request["prompt"], references, settings, model, loras),
         "made_with": {"python": platform.python_version()} | {name: _version(name) for name in _LIBRARIES},
         "made_on": {
             "platform": f"{platform.system()} {platform.machine()}",
             "backend": device.platform,
             "device": device.device_kind,
         },
-        "outputs": outputs,
     }
 
 
@@ -111,17 +134,23 @@ def _command(
     settings: "Settings",
     model: str,
     loras: "Sequence[LoraFile]",
+    scene: "Scene | None",
 ) -> str | None:
-    """The command line that asks for this video again, or None if a reference came from memory."""
-    if not all(reference.name for reference in references):
+    """The command line that asks for this video again, or None if a reference or a scene came from memory."""
+    if not all(reference.name for reference in references) or (scene is not None and not scene.file):
         return None
     subjects: dict[int, list[str]] = {}
     for reference in references:
         subjects.setdefault(reference.subject, []).append(reference.name)
     words = ["kaleido", "generate"]
-    for names in subjects.values():
-        words += ["--reference", ",".join(names)]
-    words += ["--prompt", prompt, "--model", model, "--size", f"{settings.width}x{settings.height}"]
+    if scene is None:
+        for names in subjects.values():
+            words += ["--reference", ",".join(names)]
+        words += ["--prompt", prompt]
+    else:
+        words += ["--scene", scene.file]
+        words += ["--sampling", scene.sampling] if scene.sampling else []
+    words += ["--model", model, "--size", f"{settings.width}x{settings.height}"]
     for file in loras:
         words += ["--lora", f"{file.path}:{file.strength}"]
     for name in ("frames", "seed", "steps", "guidance", "shift", "sampler"):

@@ -49,8 +49,7 @@ class GroupSource:
         references = np.full((self.size, data.references, clip, height, width, 3), EMPTY_BYTE, np.uint8)
         frames = np.zeros((self.size, data.references), np.int32)
         for row, group in enumerate(groups):
-            seen, wanted = (differential.described(describer, shown, elements) for shown in (group.shown, group.target))
-            kept = differential.changes(seen, wanted, comparer)
+            kept = differential.differing(group.shown, group.target, elements, describer, comparer)
             texts.append("" if empty[row] else differential.prompt(kept, separator=" "))
             for slot, reference in enumerate(group.references):
                 frames[row, slot] = 1 + (len(reference) - 1) // self.factor

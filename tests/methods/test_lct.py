@@ -127,7 +127,7 @@ def test_each_shot_is_noised_by_its_own_time_and_the_losses_are_averaged():
 
 def test_a_shot_that_is_given_stays_at_a_low_noise():
     x, given, noise = draw(1, *SIZE), draw(1, *SIZE, seed=1), draw(1, *SIZE, seed=2)
-    scene, times = hold(x, jnp.asarray(0.8), given, noise, (False, True, False), level=0.25)
+    scene, times = hold(x, jnp.asarray(0.8), given, noise, jnp.asarray([False, True, False]), level=0.25)
     np.testing.assert_allclose(times, [[0.8, 0.25, 0.8]], rtol=1e-6)
     np.testing.assert_allclose(scene[:, 1], 0.75 * given[:, 1] + 0.25 * noise[:, 1], rtol=1e-6)
     np.testing.assert_array_equal(scene[:, ::2], x[:, ::2])
