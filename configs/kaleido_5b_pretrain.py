@@ -3,9 +3,11 @@
 The paper leaves open the size, the number of references, the warm-up, the decay and the drawing of times: here 704 x
 1280, 121 frames, up to three references, a constant rate. The paper trains 14B; this is the same recipe on
 Wan2.2-TI2V-5B.
-A record of the recipe: of data, this version reads the procedural world alone, so `kaleido train` refuses it; what a
-step takes of 64 chips is
+The pairs are videos with labels and references in a folder (docs/scale.md), encoded once; weights are those that
+Wan2.2-TI2V-5B was released with for diffusers, looked for where the command runs. What a step takes of 64 chips:
 
+    kaleido data encode configs/kaleido_5b_pretrain.py --input pairs --out encoded
+    kaleido train configs/kaleido_5b_pretrain.py --workdir runs/kaleido_5b_pretrain data.folder=encoded
     kaleido plan configs/kaleido_5b_pretrain.py --target v5p:4x4x4
 """
 
@@ -17,13 +19,20 @@ from kaleido_jax.parallel import MeshConfig
 from kaleido_jax.training.experiment import DataConfig, Experiment, SamplingConfig, TrainConfig
 from kaleido_jax.training.optimizer import OptimizerConfig
 
+RELEASE = "Wan2.2-TI2V-5B-Diffusers"
+
 
 def config() -> Experiment:
     return Experiment(
         name="kaleido-5b-pretrain",
+        start_from=f"{RELEASE}/transformer",
+        vae=f"{RELEASE}/vae",
+        text_encoder=f"{RELEASE}/text_encoder",
         transformer=dataclasses.replace(WanConfig.ti2v_5b(), dtype="bfloat16"),
         text=UMT5Config.xxl(),  # frozen: batches hold its output
-        data=DataConfig(size=704, width=1280, frames=121, references=3, text_tokens=512, text_embeddings=True),
+        data=DataConfig(
+            source="encoded", size=704, width=1280, frames=121, references=3, text_tokens=512, text_embeddings=True
+        ),
         optimizer=OptimizerConfig(learning_rate=1e-5, final_fraction=1.0),
         train=TrainConfig(steps=10_000, batch=256, accumulate=4, keep="attention"),
         mesh=MeshConfig(fsdp=-1),

@@ -48,11 +48,14 @@ def override(config: T, assignments: Sequence[str]) -> T:
     result, reason = _parse(config, [word for words in arguments for word in words])
     if result is not None:
         return result
-    for assignment, words in zip(assignments, arguments):
-        alone, reason = _parse(config, words)
-        if alone is None:
-            name, _, value = assignment.partition("=")
-            raise UsageError(f"{name}={value} is refused: {reason} (it is now {fields[name]!r})")
+    # Some values go only together, such as a width and a number of heads: wrong is the one without which the rest fits.
+    without = lambda index: [word for place, words in enumerate(arguments) if place != index for word in words]
+    wrong = [index for index in range(len(arguments)) if _parse(config, without(index))[0] is not None]
+    for index in wrong or range(len(arguments)):
+        alone, because = _parse(config, arguments[index])
+        if alone is None or wrong:
+            name, _, value = assignments[index].partition("=")
+            raise UsageError(f"{name}={value} is refused: {because or reason} (it is now {fields[name]!r})")
     raise UsageError(f"the overrides {' '.join(assignments)} cannot be applied together: {reason}")
 
 
@@ -87,7 +90,8 @@ def _parse(config: T, arguments: Sequence[str]) -> tuple[T | None, str]:
 
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         try:
-            return tyro.cli(type(config), args=arguments, default=config, use_underscores=True), ""
+            flags = (tyro.conf.FlagConversionOff,)  # name=True and name=False, like all other values
+            return tyro.cli(type(config), args=arguments, default=config, use_underscores=True, config=flags), ""
         except SystemExit as error:
             reasons = getattr(error.__context__, "args", ())
             return None, str(reasons[0]) if reasons else "it does not fit the field's type"

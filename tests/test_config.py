@@ -13,11 +13,14 @@ class Inner:
     steps: int = 3
     minutes: float | None = None
     name: str = "a"
+    even: bool = False
     size: tuple[int, int] = (4, 4)
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
+        if self.even and self.steps % 2:
+            raise ValueError(f"steps must be even, got {self.steps}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,15 @@ def test_a_wrong_override_is_one_sentence_that_names_the_field(assignment, words
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+def test_a_truth_value_and_values_that_only_go_together():
+    assert config.override(Outer(), ["train.even=True", "train.steps=4"]).train == Inner(even=True, steps=4)
+    assert not config.override(Outer(train=Inner(even=True, steps=4)), ["train.even=False"]).train.even
+    with pytest.raises(UsageError, match=r"^seed=a is refused"):  # not train.even=True, which would be wrong alone
+        config.override(Outer(), ["train.even=True", "train.steps=4", "seed=a"])
+    with pytest.raises(UsageError, match=r"^seed=a is refused"):
+        config.override(Outer(), ["seed=a", "train.steps=b"])
 
 
 def test_a_value_that_the_dataclass_refuses_keeps_its_own_message():
@@ -93,7 +105,7 @@ def test_json_without_a_field_that_has_no_default():
 
 def test_dotted_fields_are_the_names_that_override_takes():
     fields = dict(config.dotted_fields(Outer(train=Inner(steps=9))))
-    assert list(fields) == ["seed", "train.steps", "train.minutes", "train.name", "train.size", "other"]
+    assert list(fields) == ["seed", "train.steps", "train.minutes", "train.name", "train.even", "train.size", "other"]
     assert fields["train.steps"] == 9 and fields["other"] is None
 
 

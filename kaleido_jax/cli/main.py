@@ -15,6 +15,7 @@ from kaleido_jax.errors import ExitCode, KaleidoError, StorageError, UsageError,
 COMMANDS = {
     "generate": "make a video from reference pictures and a prompt",
     "train": "train a model, or go on with a run",
+    "data": "encode a data set before training",
     "plan": "say what a training step takes of chips that need not be there",
     "describe": "say what a target changes of a reference, as a prompt",
     "layout": "draw the token layout, positions and attention mask of a method",
@@ -91,10 +92,10 @@ def program() -> NoReturn:
     """The `kaleido` program: main, and the end of the process.
 
     Interrupted, it ends without tearing the interpreter down: threads of the compiler that are still at work would
-    find their surroundings gone and crash.
+    find their surroundings gone and crash. Nor does it wait for processes that are gone.
     """
     code = main()
-    if code in (ExitCode.INTERRUPTED, ExitCode.TERMINATED):
+    if code in (ExitCode.INTERRUPTED, ExitCode.TERMINATED, ExitCode.PEER_LOST):
         sys.stdout.flush()
         os._exit(code)
     sys.exit(code)

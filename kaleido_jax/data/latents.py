@@ -25,14 +25,14 @@ FORMAT = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One cached sample. `subjects[i]` says which subject of the video reference i shows."""
+    """One encoded sample. `subjects[i]` says which subject of the video reference i shows."""
 
     video: np.ndarray  # float16 [frames, height, width, channels]
     references: np.ndarray  # float16 [count, height, width, channels]
     subject_share: np.ndarray  # float16 [frames, height, width], see `subject_share`
     subjects: tuple[int, ...]
     prompt: str
-    seed: int  # of the world's sample, to render it again
+    text: np.ndarray | None = None  # of a frozen text encoder, [tokens, channels]
 
 
 class LatentCache:
@@ -58,6 +58,7 @@ class LatentCache:
         self._rows = self._rows[:samples]
         counts = [len(self._shards[shard][3][row]["subjects"]) for shard, row in self._rows]
         self.reference_counts = np.asarray(counts, np.int32)  # [samples]
+        self.buckets = np.zeros(len(counts), np.int32)  # [samples]; all videos are of one shape
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -73,7 +74,6 @@ class LatentCache:
             subject_share=share[row],
             subjects=tuple(entry["subjects"]),
             prompt=entry["prompt"],
-            seed=entry["seed"],
         )
 
 

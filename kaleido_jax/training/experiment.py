@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from kaleido_jax.data.buckets import VideoBucket
 from kaleido_jax.models.text import UMT5Config
 from kaleido_jax.models.wan import WanConfig
 from kaleido_jax.parallel import MeshConfig
@@ -11,9 +12,11 @@ from kaleido_jax.training.optimizer import OptimizerConfig
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What is trained on: the procedural world, rendered and encoded on the fly or encoded once and cached."""
+    """What is trained on: the procedural world, rendered and encoded on the fly or encoded once and cached ("latents");
+    or a data set that `kaleido data encode` wrote ("encoded").
+    """
 
-    source: Literal["world", "latents"] = "latents"
+    source: Literal["world", "latents", "encoded"] = "latents"
     size: int = 96  # pixels of the picture's height
     width: int = 0  # of the picture in pixels; 0: as wide as high
     frames: int = 17
@@ -24,12 +27,20 @@ class DataConfig:
     reference_buckets: bool = True  # cached batches of one reference count each: no compute on absent ones
     samples: int = 4096  # in the cache; the world itself never repeats one
     heldout: int = 96  # samples for the held-out loss
-    folder: str = ""  # of the cache; empty: "latents" in the work directory
+    folder: str = ""  # of the cache or the encoded data; empty: "latents" in the work directory
+    buckets: tuple[str, ...] = ()  # further shapes, "HEIGHTxWIDTHxFRAMES", that encoded videos may have
+    unreadable: float = 0.001  # share of an encoded data set's records that may be replaced by others
     text_tokens: int = 32
     text_embeddings: bool = False  # batches hold a frozen text encoder's output instead of token ids
     text_dropout: float = 0.1  # share of samples trained with the empty prompt, for guidance
     reference_subsets: float = 0.2  # share of samples that are shown only some of their references
     workers: int = 0  # loader processes; 0 loads in threads of this one
+
+    @property
+    def shapes(self) -> tuple[VideoBucket, ...]:
+        """All buckets; the first is the picture's own."""
+        own = VideoBucket(height=self.size, width=self.width or self.size, frames=self.frames)
+        return tuple(dict.fromkeys((own, *map(VideoBucket.parse, self.buckets))))
 
     @property
     def picture(self) -> tuple[int, int]:
@@ -39,7 +50,11 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.references < 1:
             raise ValueError(f"data.references must be at least 1, got {self.references}")
-        for name in ("text_dropout", "reference_subsets", "single_shots"):
+        if self.source == "encoded" and not self.text_embeddings:
+            raise ValueError("data.text_embeddings is False; encoded data holds a text encoder's output")
+        for bucket in self.buckets:
+            VideoBucket.parse(bucket)
+        for name in ("text_dropout", "reference_subsets", "single_shots", "unreadable"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"data.{name} is a share in [0, 1], got {getattr(self, name)}")
 
@@ -93,7 +108,10 @@ class FlowConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How samples are drawn during training, and what the exported model does by default."""
+    """How samples are drawn during training, and what the exported model does by default.
+
+    frames_per_second: of the videos, also of those that `kaleido data encode` reads.
+    """
 
     steps: int = 30
     guidance: float = 4.0
@@ -111,8 +129,12 @@ class Experiment:
     method: str = "kaleido"
     scheme: str = ""  # a name of rope.SCHEMES; empty: the method's own
     options: tuple[str, ...] = ()  # of the method, as "name=value"
-    vae: str = ""  # folder of a model that has a VAE; empty: that of `start_from`, else the one that is shipped
-    start_from: str = ""  # folder of a model, such as a first stage's, whose weights training starts from
+    # Folder of a model that has a VAE, or one that `kaleido port` reads; empty: that of `start_from`, else the shipped.
+    vae: str = ""
+    # Of a frozen text encoder, a folder or a file in the same sense, with its tokenizer in it or beside it.
+    text_encoder: str = ""
+    # A model, such as a first stage's, whose weights training starts from; or a released transformer.
+    start_from: str = ""
     transformer: WanConfig
     text: UMT5Config
     data: DataConfig = field(default_factory=DataConfig)

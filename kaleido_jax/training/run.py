@@ -14,10 +14,11 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from kaleido_jax.bundle import Bundle, BundleConfig, Defaults, load_bundle, merge, parameters, save_bundle
+from kaleido_jax.bundle import Bundle, BundleConfig, Defaults, merge, parameters, save_bundle
 from kaleido_jax.config import to_json
+from kaleido_jax.data.encoded import EncodedData
 from kaleido_jax.data.latents import LatentCache, write_cache
-from kaleido_jax.errors import UsageError
+from kaleido_jax.errors import InputError, UsageError
 from kaleido_jax.methods.method import EMPTY_BYTE
 from kaleido_jax.methods.registry import create as create_method
 from kaleido_jax.models.text import Tokenizer, UMT5Encoder
@@ -26,10 +27,11 @@ from kaleido_jax.models.wan import WanTransformer
 from kaleido_jax.parallel import place, shardings
 from kaleido_jax.training.checkpoint import Checkpoints
 from kaleido_jax.training.experiment import Experiment
+from kaleido_jax.training.frozen import digest, first_weights, load_text, on_host
 from kaleido_jax.training.groups import GroupSource, SceneSource
 from kaleido_jax.training.metrics import Rate, duration, report
 from kaleido_jax.training.programs import Programs
-from kaleido_jax.training.sources import CachedSource, Source, WorldSource
+from kaleido_jax.training.sources import CachedSource, Source, WorldSource, padded
 from kaleido_jax.training.state import Batch, TrainState, create
 from kaleido_jax.training.step import Networks
 
@@ -46,22 +48,25 @@ class Run:
         *,
         world: Any,
         vae: WanVAE,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None,
         shard_size: int = 128,
     ) -> None:
-        if tokenizer.vocab_size > experiment.text.vocab_size:
+        encoded = experiment.data.source == "encoded"
+        if experiment.data.text_embeddings and not encoded:
+            raise UsageError(
+                "data.text_embeddings is True, but the world's prompts are token ids; write them with `kaleido data "
+                "encode` and train with data.source=encoded"
+            )
+        if not encoded and tokenizer.vocab_size > experiment.text.vocab_size:
             raise UsageError(
                 f"text.vocab_size is {experiment.text.vocab_size}; the world's words need {tokenizer.vocab_size}"
-            )
-        if experiment.data.text_embeddings:
-            raise UsageError(
-                "data.text_embeddings is True, but the world's prompts are token ids; give a text encoder that is "
-                "trained along, or use the config with `kaleido plan`"
             )
         self.experiment = experiment
         self.workdir = Path(workdir).absolute()
         self.world, self.vae, self.tokenizer, self._shard_size = world, vae, tokenizer, shard_size
         self.method = create_method(experiment.method, experiment.scheme, experiment.options)
+        if encoded and self.method.data != "pictures":
+            raise UsageError(f"data.source is encoded; {experiment.method} trains on a {self.method.data} of the world")
         needed = self.method.in_channels(vae.config.z_dim, experiment.data.references)
         if experiment.transformer.in_channels != needed:
             raise UsageError(
@@ -105,6 +110,7 @@ class Run:
     def export(self, state: TrainState, folder: str | Path, *, dtype: str = "float16") -> None:
         """Write the averaged weights as a model folder."""
         experiment, data, sampling = self.experiment, self.experiment.data, self.experiment.sampling
+        frozen = load_text(experiment, on_host()) if data.source == "encoded" else None
         config = BundleConfig(
             name=experiment.name,
             method=experiment.method,
@@ -128,16 +134,16 @@ class Run:
         bundle = Bundle(
             config=config,
             transformer=merge(self.networks.transformer, state.average["transformer"]),
-            text=merge(self.networks.text, state.average["text"]),
+            text=merge(self.networks.text, state.average["text"]) if frozen is None else frozen[0],
             vae=self.vae,
-            tokenizer=self.tokenizer,
+            tokenizer=self.tokenizer if frozen is None else frozen[1],
         )
         save_bundle(folder, bundle, dtype=dtype)
 
     def write_caches(self, stopped: Callable[[], bool]) -> None:
         """Encode what the latent cache lacks; continues where it was stopped."""
         data = self.experiment.data
-        if self.method.data != "pictures":  # they are rendered for every batch
+        if self.method.data != "pictures" or data.source == "encoded":  # rendered for every batch, or done before
             return
         for split, samples in (("heldout", data.heldout), ("train", data.samples if data.source == "latents" else 0)):
             shards = Rate()
@@ -205,15 +211,38 @@ class Run:
             return GroupSource(**common, factor=self.vae.config.temporal_factor)
         if split == "heldout":  # all references and every prompt: what is measured is the task itself
             data = dataclasses.replace(data, text_dropout=0.0, reference_subsets=0.0)
+        if data.source == "encoded":
+            size = experiment.train.batch
+            if split == "heldout":  # evaluated without gradients and not in parts: one program for all reference counts
+                data, size = dataclasses.replace(data, reference_buckets=False), size // experiment.train.accumulate
+            return CachedSource(self._encoded(split), None, data, size, experiment.seed)
         if split == "heldout" or data.source == "latents":
             cache = LatentCache(self.cache_folder(split), data.heldout if split == "heldout" else data.samples)
             return CachedSource(cache, self.tokenizer, data, experiment.train.batch, experiment.seed)
         render = lambda seed: self.world.sample(seed, split=split)
         return WorldSource(render, self.tokenizer, data, experiment.train.batch, experiment.seed, grid)
 
+    def _encoded(self, split: str) -> EncodedData:
+        """A split of an encoded data set, made with this run's VAE and a text encoder of its width."""
+        data = EncodedData(self.cache_folder(split), most_bad=self.experiment.data.unreadable)
+        provenance, own = data.description["provenance"], digest(self.vae)
+        if provenance["vae"] != own:
+            raise InputError(f"{data.folder} was encoded with the VAE {provenance['vae']}; the run's is {own}")
+        width = data.empty_text.shape[1]
+        if width != self.experiment.transformer.text_dim:
+            raise InputError(
+                f"{data.folder} holds text of {width} channels; transformer.text_dim is "
+                f"{self.experiment.transformer.text_dim}"
+            )
+        return data
+
     def unconditional(self, batch: Batch) -> Batch:
         """A batch of latents with what guidance leaves out: prompts, and references where the method says so."""
-        ids, lengths = self.tokenizer.encode([""], self.experiment.data.text_tokens)
+        tokens = self.experiment.data.text_tokens
+        if self.tokenizer is None:
+            ids, lengths = padded([self._encoded("heldout").empty_text], tokens)
+        else:
+            ids, lengths = self.tokenizer.encode([""], tokens)
         text = np.broadcast_to(ids, batch.text.shape)
         there = np.asarray(batch.text_lengths) > 0  # a shot without a prompt is absent, and stays so
         empty = dataclasses.replace(batch, text=text, text_lengths=np.where(there, lengths[0], 0).astype(np.int32))
@@ -245,29 +274,21 @@ class Run:
 def _networks(experiment: Experiment) -> dict[str, Any]:
     """The networks to be trained, with random weights."""
     transformer = WanTransformer(experiment.transformer, nnx.Rngs(experiment.seed))
+    if experiment.data.text_embeddings:
+        return {"transformer": transformer}
     return {"transformer": transformer, "text": UMT5Encoder(experiment.text, nnx.Rngs(experiment.seed + 1))}
 
 
 def _initial(experiment: Experiment, networks: Callable[[], dict[str, Any]], mesh: Mesh | None) -> TrainState:
     """The state before the first step. On a mesh every device makes its own part: no device ever holds all of it."""
-    make = lambda networks: create(experiment.optimizer, {name: parameters(part) for name, part in networks.items()})
+    start = functools.partial(create, experiment.optimizer)
     if experiment.start_from:
-        state = make(_first_stage(experiment))
-        return state if mesh is None else place(state, shardings(state, mesh))
+        weights = first_weights(experiment, mesh)
+        if mesh is None:
+            return start(weights)
+        weights = place(weights, shardings(weights, mesh))
+        return jax.jit(start, out_shardings=shardings(jax.eval_shape(start, weights), mesh))(weights)
+    make = lambda: start({name: parameters(part) for name, part in networks().items()})
     if mesh is None:
-        return make(networks())
-    places = shardings(jax.eval_shape(lambda: make(networks())), mesh)
-    return jax.jit(lambda: make(networks()), out_shardings=places)()
-
-
-def _first_stage(experiment: Experiment) -> dict[str, Any]:
-    """The networks of the model that training starts from. UsageError unless their sizes are the run's."""
-    bundle = load_bundle(experiment.start_from)
-    same_dtype = dataclasses.replace(bundle.config.transformer, dtype=experiment.transformer.dtype)
-    for name, found, wanted in (
-        ("transformer", same_dtype, experiment.transformer),
-        ("text", bundle.config.text, experiment.text),
-    ):
-        if found != wanted:
-            raise UsageError(f"start_from is {experiment.start_from}, whose {name} is {found}; the run's is {wanted}")
-    return {"transformer": bundle.transformer, "text": bundle.text}
+        return make()
+    return jax.jit(make, out_shardings=shardings(jax.eval_shape(make), mesh))()

@@ -1,17 +1,19 @@
-"""Where batches come from: cached latents, or the procedural world rendered on the fly.
+"""Where batches come from: cached latents, an encoded data set, or the procedural world rendered on the fly.
 
 A source is a pure function of the step, so a resumed run sees what an undisturbed one would have seen, whatever the
-number of loader workers. All samples of a batch fill one bucket: the number of reference slots.
+number of loader workers. All samples of a batch fill one bucket: the video's shape and the number of reference slots.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import grain
 import numpy as np
 
-from kaleido_jax.data.latents import LatentCache, subject_share
+from kaleido_jax.data.encoded import EncodedData
+from kaleido_jax.data.latents import LatentCache, Sample, subject_share
+from kaleido_jax.errors import InputError
 from kaleido_jax.models.text import Tokenizer
 from kaleido_jax.training.experiment import DataConfig
 from kaleido_jax.training.groups import GroupSource, SceneSource
@@ -20,33 +22,40 @@ from kaleido_jax.training.state import Batch
 
 @dataclass(frozen=True)
 class CachedSource:
-    """Batches of cached latents in an order shuffled anew each epoch.
+    """Batches of latents that are on disk, in an order shuffled anew each epoch.
 
-    With `reference_buckets` a batch holds samples of one reference count, so there is one program for each; otherwise
-    counts are mixed in one program. What does not fill a batch is left for another epoch's shuffle.
+    A batch holds videos of one shape. With `reference_buckets` it holds samples of one reference count too, so there is
+    one program for each; otherwise counts are mixed in one program. What does not fill a batch is left for another
+    epoch's shuffle.
     """
 
-    cache: LatentCache
-    tokenizer: Tokenizer
+    cache: LatentCache | EncodedData
+    tokenizer: Tokenizer | None  # None: the cache holds a text encoder's output
     config: DataConfig
     size: int  # samples of a batch
     seed: int
     pixels: bool = False
+    _plans: dict[int, list[np.ndarray]] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.batches_per_epoch:
-            raise ValueError(
-                f"{len(self.cache)} cached samples do not fill a batch of {self.size} with one reference count"
+            raise InputError(
+                f"{len(self.cache)} samples on disk do not fill a batch of {self.size} with one shape and one "
+                "reference count"
             )
 
     @property
     def batches_per_epoch(self) -> int:
         return sum(int(n) // self.size for n in np.bincount(self._buckets()))
 
-    def _buckets(self) -> np.ndarray:
+    def _slots(self) -> np.ndarray:
         """The number of reference slots that each sample is given."""
         counts = np.minimum(self.cache.reference_counts, self.config.references)
         return counts if self.config.reference_buckets else np.full_like(counts, self.config.references)
+
+    def _buckets(self) -> np.ndarray:
+        """A number for every sample, equal for those that may share a batch."""
+        return self.cache.buckets * (self.config.references + 1) + self._slots()
 
     def batch(self, step: int) -> Batch:
         epoch, place = divmod(step, self.batches_per_epoch)
@@ -54,27 +63,41 @@ class CachedSource:
 
     def _plan(self, epoch: int) -> list[np.ndarray]:
         """The samples of every batch of an epoch."""
-        buckets = self._buckets()
-        random = np.random.default_rng([self.seed, 0, epoch])
-        order = random.permutation(len(buckets))
-        batches = []
-        for slots in np.unique(buckets):
-            members = order[buckets[order] == slots]
-            batches += [members[i : i + self.size] for i in range(0, len(members) - self.size + 1, self.size)]
-        return [batches[i] for i in random.permutation(len(batches))]
+        if epoch not in self._plans:
+            buckets = self._buckets()
+            random = np.random.default_rng([self.seed, 0, epoch])
+            order = random.permutation(len(buckets))
+            batches = []
+            for bucket in np.unique(buckets):
+                members = order[buckets[order] == bucket]
+                batches += [members[i : i + self.size] for i in range(0, len(members) - self.size + 1, self.size)]
+            plan = [batches[i] for i in random.permutation(len(batches))]
+            for old in [other for other in list(self._plans) if abs(other - epoch) > 1]:
+                self._plans.pop(old, None)  # batches are drawn in several threads, also across the end of an epoch
+            self._plans[epoch] = plan
+            return plan
+        return self._plans[epoch]
 
     def _assemble(self, chosen: np.ndarray, random: np.random.Generator) -> Batch:
         samples = [self.cache[int(index)] for index in chosen]
         picks = [choose_references(s.subjects, self.config, random) for s in samples]
-        slots = int(self._buckets()[chosen].max())
+        slots = int(self._slots()[chosen].max())
         return assemble(
             [s.video for s in samples],
             [s.references[list(pick)] for s, pick in zip(samples, picks)],
             [[s.subjects[i] for i in pick] for s, pick in zip(samples, picks)],
             [s.subject_share for s in samples],
-            prompts(self.tokenizer, [s.prompt for s in samples], self.config, random),
+            self._texts(samples, random),
             slots,
         )
+
+    def _texts(self, samples: Sequence[Sample], random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        if self.tokenizer is not None:
+            return prompts(self.tokenizer, [s.prompt for s in samples], self.config, random)
+        assert isinstance(self.cache, EncodedData)
+        dropped = random.random(len(samples)) < self.config.text_dropout
+        texts = [self.cache.empty_text if drop else s.text for s, drop in zip(samples, dropped)]
+        return padded(texts, self.config.text_tokens)
 
 
 @dataclass(frozen=True)
@@ -126,6 +149,18 @@ def prompts(
     """Token ids [b, m] and lengths [b]; some prompts are replaced by the empty one, for guidance."""
     dropped = random.random(len(texts)) < config.text_dropout
     return tokenizer.encode(["" if drop else text for text, drop in zip(texts, dropped)], config.text_tokens)
+
+
+def padded(texts: Sequence[np.ndarray], tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """What an encoder made of several prompts, each [m, d], as [b, tokens, d] with zeros behind; and the lengths [b].
+
+    A text of more tokens loses its end.
+    """
+    lengths = np.asarray([min(len(text), tokens) for text in texts], np.int32)
+    stacked = np.zeros((len(texts), tokens, texts[0].shape[1]), texts[0].dtype)
+    for row, (text, length) in enumerate(zip(texts, lengths)):
+        stacked[row, :length] = text[:length]
+    return stacked, lengths
 
 
 def assemble(
