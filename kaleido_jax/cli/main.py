@@ -22,6 +22,9 @@ COMMANDS = {
     "port": "write weights as another project's, or another project's as ours",
     "inspect": "say what a file or folder of weights is",
     "evaluate": "score a folder of videos as the papers do",
+    "testset": "make references and prompts in the form of a paper's test set",
+    "report": "show scores, plots and videos of one or several runs on a page",
+    "study": "let people judge videos without knowing whose they are",
 }
 
 

@@ -13,7 +13,7 @@ from kaleido_jax.errors import InputError, printable
 from kaleido_jax.evaluation.encoders import ClipText, Encoder
 from kaleido_jax.evaluation.metrics.similarity import cosines
 from kaleido_jax.evaluation.runs import RunCase
-from kaleido_jax.evaluation.videos import read_frames_of, read_masks, read_references, reference_mask
+from kaleido_jax.evaluation.videos import Files, Shown
 from kaleido_jax.media.images import read_bytes
 from kaleido_jax.models.vision import Preprocessing
 
@@ -65,10 +65,11 @@ def without(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
 class Evidence:
     """One case, its video, and what the tools see in it."""
 
-    def __init__(self, case: RunCase, tools: Tools, video: np.ndarray | None = None):
-        """Reads the video unless it is given. Raises InputError if it is missing or broken."""
+    def __init__(self, case: RunCase, tools: Tools, shown: Shown | None = None):
+        """Reads the case's files unless what they show is given. Raises InputError for a missing or broken video."""
         self.case, self.tools = case, tools
-        self.video = read_frames_of(case.video) if video is None else video
+        self._shown = Files(case) if shown is None else shown
+        self.video = self._shown.video
         self._cache: dict[tuple, object] = {}
 
     def frames(self, role: str, preprocessing: Preprocessing | None = None) -> np.ndarray:
@@ -80,7 +81,7 @@ class Evidence:
         """The reference pictures. Raises NotApplicable if there are none."""
         if not self.case.references:
             raise NotApplicable("the case has no references")
-        return read_references(self.case)
+        return self._shown.references
 
     def reference_features(self, role: str) -> np.ndarray:
         """Features `[r, d]` of the whole reference pictures."""
@@ -90,9 +91,8 @@ class Evidence:
     def subjects(self) -> list[tuple[np.ndarray, int]]:
         """(what shows the subject, subject) of each reference that shows one; all of it where its mask is unknown."""
         found = []
-        for reference, picture in zip(self.case.references, self.references):
+        for reference, picture, mask in zip(self.case.references, self.references, self._shown.reference_masks):
             if reference.subject:
-                mask = reference_mask(reference, picture)
                 known = mask is not None and mask.any()
                 found.append((cut_out(picture, mask) if known else picture, reference.subject))
         if not found:
@@ -107,9 +107,10 @@ class Evidence:
     @functools.cached_property
     def masks(self) -> tuple[np.ndarray, np.ndarray]:
         """Instances uint8 `[f, h, w]` and the subject that each was found as. NotApplicable if there are none."""
-        if self.case.masks is None:
+        masks = self._shown.masks
+        if masks is None:
             raise NotApplicable("the case has no masks, which tell the subjects from the background")
-        return read_masks(self.case.masks, self.video)
+        return masks
 
     @functools.cached_property
     def crops(self) -> tuple[list[np.ndarray], np.ndarray]:
@@ -158,9 +159,8 @@ class Evidence:
     def reference_backgrounds(self, role: str) -> np.ndarray:
         """Features `[r, d]` of what is around the subjects of those references that show more there than white."""
         found = []
-        for reference, picture in zip(self.case.references, self.references):
-            mask = reference_mask(reference, picture) if reference.subject else None
-            if mask is not None:
+        for reference, picture, mask in zip(self.case.references, self.references, self._shown.reference_masks):
+            if reference.subject and mask is not None:
                 left = without(picture, mask)
                 if (left < 250).any(-1).mean() >= PLAIN:
                     found.append(left)

@@ -38,8 +38,8 @@ class RunCase:
     id: names it among all. video: a clip, or a folder of pictures in the order of their names. prompt: what it was
     asked for. references: what the model received. category: such as "human"; "" if there is none. masks: an .npz with
     `masks` uint8 [f, h, w], the number of the instance seen at each pixel (0 none), and `subjects` int [i], the subject
-    that instance i + 1 was found as (0 unknown); or None. shots: first frames of the shots after the first, in a scene.
-    world: what the case shows, for cases of the procedural world.
+    that instance i + 1 was found as (0 unknown); or None. world: what the case
+    shows, for cases of the procedural world.
     """
 
     id: str
@@ -48,7 +48,6 @@ class RunCase:
     references: tuple[Reference, ...] = ()
     category: str = ""
     masks: Path | None = None
-    shots: tuple[int, ...] = ()
     world: Mapping[str, Any] | None = None
 
     @property
@@ -116,7 +115,7 @@ def manifest_document(name: str, cases: tuple[RunCase, ...], folder: Path) -> di
     entries = []
     for case in cases:
         entry = asdict(case)
-        entry |= {"video": relative(case.video), "masks": relative(case.masks), "shots": list(case.shots)}
+        entry |= {"video": relative(case.video), "masks": relative(case.masks)}
         entry["references"] = [
             {"path": relative(r.path), "subject": r.subject} | ({"mask": relative(r.mask)} if r.mask else {})
             for r in case.references
@@ -126,7 +125,7 @@ def manifest_document(name: str, cases: tuple[RunCase, ...], folder: Path) -> di
 
 
 def _case(folder: Path, entry: Any, where: str) -> RunCase:
-    known = {"id", "video", "prompt", "references", "category", "masks", "shots", "world"}
+    known = {"id", "video", "prompt", "references", "category", "masks", "world"}
     if not isinstance(entry, dict):
         raise InputError(f"{where}: is {printable(repr(entry), 60)}; expected an object with id and video.")
     unknown = sorted(set(entry) - known)
@@ -138,11 +137,9 @@ def _case(folder: Path, entry: Any, where: str) -> RunCase:
     for key, text in texts.items():
         if not isinstance(text, str) or (key in ("id", "video") and not text):
             raise InputError(f"{where}: {key} is {printable(repr(text), 60)}; expected a text.")
-    references, shots = entry.get("references", []), entry.get("shots", [])
+    references = entry.get("references", [])
     if not isinstance(references, list):
         raise InputError(f'{where}: references must be a list, such as [{{"path": "a.png", "subject": 1}}].')
-    if not isinstance(shots, list) or not all(isinstance(x, int) and x > 0 for x in shots):
-        raise InputError(f"{where}: shots is {printable(repr(shots), 60)}; expected frame numbers above 0.")
     masks, world = entry.get("masks"), entry.get("world")
     return RunCase(
         id=texts["id"],
@@ -151,7 +148,6 @@ def _case(folder: Path, entry: Any, where: str) -> RunCase:
         references=tuple(_reference(folder, reference, where) for reference in references),
         category=texts["category"],
         masks=None if masks is None else _inside(folder, masks, where),
-        shots=tuple(shots),
         world=world if isinstance(world, dict) else None,
     )
 

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from kaleido_jax.errors import InputError, StorageError, UsageError, printable
+from kaleido_jax.evaluation.comparison import FORMAT
 from kaleido_jax.evaluation.evidence import Evidence, NotApplicable, Tools
 from kaleido_jax.evaluation.intervals import mean_interval
 from kaleido_jax.evaluation.runs import Run, RunCase
 from kaleido_jax.evaluation.suites import ELSEWHERE, METRICS
 from kaleido_jax.media.storage import storage_error, written_whole
 
-FORMAT = "kaleido_jax scores 1"
 # VBench's code averages these over frames of all videos, not over videos.
 FRAME_WEIGHTED = ("subject_consistency", "background_consistency")
 ABSENT, BROKEN = "missing video", "broken video"
@@ -232,6 +232,15 @@ def results(run: Run, names: Sequence[str], scores: Scores, *, as_published: boo
     }
     cut = {entry["case"]: entry["prompt_tokens_cut"] for entry in present if entry["prompt_tokens_cut"]}
     counts = [entry["references"] for entry in present]
+    beside = lambda path: Path(os.path.relpath(path.resolve(), scores.folder.resolve())).as_posix()
+    items = [
+        {
+            "case": case.id, "category": case.category, "prompt": case.prompt, "video": beside(case.video),
+            "references": [beside(reference.path) for reference in case.references],
+            "values": {name: entry["values"][name]["value"] for name in names},
+        }
+        for case, entry in zip(run.cases, present)
+    ]  # fmt: skip
     return {
         "format": FORMAT,
         "run": run.name,
@@ -243,6 +252,7 @@ def results(run: Run, names: Sequence[str], scores: Scores, *, as_published: boo
         "failed": failed,
         "extra_videos": list(run.extra),
         "prompt_tokens_cut": cut,
+        "videos": items,
     }
 
 

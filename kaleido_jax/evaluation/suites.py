@@ -66,7 +66,7 @@ def _aesthetic_quality(e: Evidence) -> float:
     if e.tools.head is None:
         raise NotApplicable("there is no head of the aesthetic predictor (--aesthetic-head FILE)")
     weight, bias = e.tools.head
-    rows = similarity.unit(e.frames("clip-l14"))
+    rows = similarity.unit(e.frames("clip-l14", Preprocessing.vbench_clip()))
     if weight.shape != (1, rows.shape[1]):
         raise NotApplicable(f"the aesthetic head reads {weight.shape[-1]} features, the encoder gives {rows.shape[1]}")
     return float((rows @ weight[0] + bias[0]).mean() / 10)

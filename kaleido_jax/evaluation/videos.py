@@ -1,7 +1,9 @@
 """Reading what is measured: videos, references, and the masks that tell subjects from what is around them."""
 
+import functools
 import io
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -83,9 +85,41 @@ def read_masks(path: Path, video: UInt8[np.ndarray, "f h w 3"]) -> tuple[np.ndar
     return masks, subjects.astype(np.int64)
 
 
-def read_references(case: RunCase) -> list[np.ndarray]:
-    """The reference pictures, uint8 `[h, w, 3]` each. Raises InputError that names a wrong one."""
-    return [read_image(reference.path) for reference in case.references]
+class Files:
+    """What there is to see of a case, read from its files when it is first asked for.
+
+    Raises:
+      InputError: (when made) the video is missing or broken; (later) a reference or the masks are.
+    """
+
+    def __init__(self, case: RunCase):
+        self._case = case
+        self.video = read_frames_of(case.video)
+
+    @functools.cached_property
+    def references(self) -> list[np.ndarray]:
+        """The reference pictures, uint8 `[h, w, 3]` each."""
+        return [read_image(reference.path) for reference in self._case.references]
+
+    @functools.cached_property
+    def reference_masks(self) -> list[np.ndarray | None]:
+        """Where the subject is in each of them, bool `[h, w]`; None where that is not known."""
+        return [reference_mask(*pair) for pair in zip(self._case.references, self.references)]
+
+    @functools.cached_property
+    def masks(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """(instances uint8 `[f, h, w]`, the subject that each was found as), or None."""
+        return None if self._case.masks is None else read_masks(self._case.masks, self.video)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What there is to see of a case that is in memory; fields as those of `Files`."""
+
+    video: np.ndarray
+    references: list[np.ndarray]
+    reference_masks: list[np.ndarray | None]
+    masks: tuple[np.ndarray, np.ndarray] | None
 
 
 def reference_mask(reference: Reference, picture: UInt8[np.ndarray, "h w 3"]) -> Bool[np.ndarray, "h w"] | None:

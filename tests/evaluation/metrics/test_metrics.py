@@ -7,7 +7,6 @@ from PIL import Image
 
 from kaleido_jax.evaluation.metrics import leaks, presence, similarity, temporal
 
-
 BICUBIC = Image.Resampling.BICUBIC
 
 
