@@ -194,6 +194,8 @@ def test_the_locks_satisfy_pyproject(name: str):
         version = versions.get(canonicalize_name(requirement.name))
         if version is None or version not in requirement.specifier:
             problems.append(f"{requirement} is locked at {version}")
+    if name in lock.APART:
+        core = {}
     problems += [f"{key} is {versions.get(key)}, in core {core[key]}" for key in core if versions.get(key) != core[key]]
     assert not problems, f"run tools/lock.py {name}: {'; '.join(problems)}"
 

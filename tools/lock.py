@@ -5,7 +5,8 @@
 
 Run it with Python 3.11 (the oldest version we support) after changing a dependency in pyproject.toml, or to take newer
 releases of everything. Each file holds one exact version a line and is given to pip as constraints
-(`pip install -c`), so that one file serves every subset of an environment. All environments share `core`'s versions.
+(`pip install -c`), so that one file serves every subset of an environment. All environments share `core`'s versions but
+those of `APART`.
 """
 
 import argparse
@@ -19,7 +20,15 @@ import tempfile
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "requirements"
 # Extras of pyproject.toml that each lock covers, in the order of resolution: a later one keeps what `core` chose.
-ENVIRONMENTS = {"core": (), "test": ("test", "data"), "tpu": ("tpu",), "cuda": ("cuda",)}
+ENVIRONMENTS = {
+    "core": (),
+    "test": ("test", "data"),
+    "tpu": ("tpu",),
+    "cuda": ("cuda",),
+    "curation": ("curation", "data"),
+}
+# Resolved without core's versions: Apache Beam does not take the newest protobuf, pyarrow, pillow and beartype.
+APART = {"curation"}
 # Chosen by hand: a release that has a CPU-only build for Python 3.11, as the default build brings gigabytes of CUDA.
 PINS = {"torch": "2.13.0"}
 
@@ -47,7 +56,7 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     for name in chosen:
         pins = [f"{package}=={version}" for package, version in PINS.items()]
-        if name != "core":
+        if name != "core" and name not in APART:
             pins += [line for line in (FOLDER / "core.txt").read_text().splitlines() if not line.startswith("#")]
         versions = resolve(ENVIRONMENTS[name], pins)
         python = f"{sys.version_info.major}.{sys.version_info.minor}"

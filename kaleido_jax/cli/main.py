@@ -18,6 +18,7 @@ COMMANDS = {
     "data": "encode a data set before training",
     "plan": "say what a training step takes of chips that need not be there",
     "describe": "say what a target changes of a reference, as a prompt",
+    "curate": "make training data of a folder of videos",
     "layout": "draw the token layout, positions and attention mask of a method",
     "port": "write weights as another project's, or another project's as ours",
     "inspect": "say what a file or folder of weights is",

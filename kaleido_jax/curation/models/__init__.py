@@ -1,0 +1,1 @@
+"""Who looks at clips: protocols, classical detectors without weights, models of transformers, endpoints."""
