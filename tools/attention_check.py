@@ -1,12 +1,18 @@
-"""Compile attention's kernels at production sizes for TPUs that need not be there, and check what they take.
+"""Compile attention's kernels at production sizes for chips that need not be there, and check what they take.
 
     python tools/attention_check.py v5e:2x2 v5p:2x2x1 v6e:2x2   # needs the tpu extra
+    python tools/attention_check.py h100                        # needs the cuda extra
+    python tools/attention_check.py here                        # runs the kernels of this machine's device
 
-For each target: forward and gradient at 75,600 tokens x 40 heads x 128 (Wan 14B, 81 frames at 720p), the same with five
-references of 3,600 tokens that do not read the video, and 262,144 tokens in a batch of 4 with a mask and packed samples
-of every row; the mask is data, not a constant. Then the forms over four chips, with the collectives in their programs.
-It fails if a program does not compile, holds no kernel, takes more temporary memory than 1.25 times (forward) or 3
-times (gradient) the bytes of q, k, v and the output, or has other collectives than its form.
+For each target and each of its kernels: forward and gradient at 75,600 tokens x 40 heads x 128 (Wan 14B, 81 frames at
+720p), the same with five references of 3,600 tokens that do not read the video, and 262,144 tokens in a batch of 4 with
+a mask and packed samples of every row; the mask is data, not a constant. For TPUs then the forms over four chips, with
+the collectives in their programs. It fails if a program does not compile, holds no kernel, takes more temporary memory
+than 1.25 times (forward) or 3 times (gradient) the bytes of q, k, v and the output, or has other collectives than its
+form.
+
+`here` compares output, log-sum-exp and gradients with the reference in float32, in several shapes, types and masks,
+and the gradients of two runs bit by bit; without an accelerator it interprets all kernels, in one small shape.
 """
 
 import argparse
@@ -15,7 +21,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from compile_check import GIB, devices_of  # before jax, whose platform it sets
 
@@ -23,12 +29,15 @@ from compile_check import GIB, devices_of  # before jax, whose platform it sets
 import jax
 import jax.numpy as jnp
 import numpy as np
+from attention_cases import gradient
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kaleido_jax.attention import attention, sharded_attention
 from kaleido_jax.masks import TokenMask
 
 VIDEO, REFERENCE, HEADS, HEAD_DIM = 75_600, 3_600, 40, 128
+KERNELS = {"tpu": ("pallas_tpu",), "gpu": ("pallas_gpu", "pallas_triton")}
+CALLS = "tpu_custom_call|mosaic_gpu|triton"  # what the compiled text calls kernels
 LIMITS = {"forward": 1.25, "gradient": 3.0}  # temporary bytes / bytes of q, k, v and the output
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 
@@ -53,36 +62,31 @@ def problems() -> dict[str, tuple[Any, ...]]:
     }
 
 
-def gradient(attend: Callable) -> Callable:
-    def total(q, k, v, mask):
-        return attend(q, k, v, mask).astype(jnp.float32).sum()
-
-    return jax.grad(total, argnums=(0, 1, 2))
-
-
 def compile_for(platform: str, function: Callable, shapes: Any, sharding: Callable) -> Any:
     place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding(leaf))
     traced = jax.jit(function).trace(*jax.tree.map(place, shapes))
     return traced.lower(lowering_platforms=(platform,)).compile()
 
 
-def check_one_chip(devices: list[Any], platform: str) -> bool:
+def check_one_chip(devices: list[Any], platform: str, backend: str) -> bool:
     mesh = Mesh(np.array(devices[:1]), ("tokens",))
     everywhere = lambda leaf: NamedSharding(mesh, PartitionSpec())
+    attend = functools.partial(attention, backend=backend)
     fine = True
     for name, shapes in problems().items():
         size = 4 * shapes[0].size * shapes[0].dtype.itemsize
-        for kind, function in (("forward", attention), ("gradient", gradient(attention))):
+        for kind, function in (("forward", attend), ("gradient", gradient(attend))):
             start = time.perf_counter()
             with jax.set_mesh(mesh):
                 compiled = compile_for(platform, function, shapes, everywhere)
             temporary = compiled.memory_analysis().temp_size_in_bytes
-            kernels = len(re.findall("tpu_custom_call", compiled.as_text()))
+            kernels = len(re.findall(CALLS, compiled.as_text()))
             good = temporary <= LIMITS[kind] * size and kernels > 0
             fine &= good
             print(
-                f"{name + ', ' + kind:46} {time.perf_counter() - start:6.1f} s {temporary / GIB:7.2f} GiB temporary, "
-                f"{temporary / size:5.3f} of q, k, v and output{'' if good else '   TOO MUCH, OR NO KERNEL'}",
+                f"{backend:13} {name + ', ' + kind:46} {time.perf_counter() - start:6.1f} s "
+                f"{temporary / GIB:7.2f} GiB temporary, {temporary / size:5.3f} of q, k, v and output"
+                f"{'' if good else '   TOO MUCH, OR NO KERNEL'}",
                 flush=True,
             )
     return fine
@@ -116,15 +120,111 @@ def check_forms(devices: list[Any], platform: str) -> bool:
     return fine
 
 
+class Case(NamedTuple):
+    queries: int
+    keys: int
+    heads: int
+    key_heads: int
+    head_dim: int
+    dtype: str
+    masked: bool
+
+
+CASES = (
+    Case(1000, 1337, 4, 2, 128, "bfloat16", True),
+    Case(1024, 1024, 2, 2, 128, "bfloat16", False),
+    Case(1500, 700, 8, 1, 64, "float16", True),
+    Case(333, 4000, 2, 2, 40, "bfloat16", True),
+    Case(257, 300, 2, 1, 64, "float32", True),
+)
+INTERPRETED = (Case(70, 130, 2, 1, 40, "bfloat16", True),)
+# Relative L2: probabilities are rounded to the type's 8 or 11 bits; float32 sums in another order.
+TOLERANCES = {"bfloat16": 1e-2, "float16": 2e-3, "float32": 1e-5}
+
+
+def random_problem(case: Case, batch: int = 2) -> tuple[tuple[Any, ...], tuple[Any, ...], TokenMask | None]:
+    """q, k and v, cotangents of output and log-sum-exp, and a mask with rows that read nothing and two samples."""
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), case.dtype)
+    queries, keys = (batch, case.queries, case.heads), (batch, case.keys, case.key_heads)
+    inputs = draw(*queries, case.head_dim), draw(*keys, case.head_dim), draw(*keys, case.head_dim)
+    cotangents = draw(*queries, case.head_dim), draw(batch, case.heads, case.queries).astype(jnp.float32)
+    if not case.masked:
+        return inputs, cotangents, None
+    group = lambda tokens: np.sort(rng.integers(0, 4, (batch, tokens)), axis=1).astype(np.uint32)
+    reads, groups = np.uint32(1) << group(case.queries), np.uint32(1) << group(case.keys)
+    reads[:, case.queries // 2 :] |= 1
+    reads[:, 10:20] = 0
+    sample = lambda tokens: np.where(np.arange(tokens) < tokens - 40, 0, 1).astype(np.int32)
+    return inputs, cotangents, TokenMask(reads, groups, q_sample=sample(case.queries), k_sample=sample(case.keys))
+
+
+def results_of(inputs: Any, cotangents: Any, mask: Any, backend: str, interpret: bool) -> tuple[Any, ...]:
+    """Output, log-sum-exp and the gradients of q, k and v."""
+
+    @jax.jit
+    def run(inputs, cotangents, mask):
+        attend = functools.partial(attention, mask=mask, backend=backend, interpret=interpret, return_lse=True)
+        results, transpose = jax.vjp(attend, *inputs)
+        return (*results, *transpose(cotangents))
+
+    return run(inputs, cotangents, mask)
+
+
+def check_here() -> bool:
+    """Whether the kernels of this machine's device agree with the reference, and with themselves."""
+    platform = jax.default_backend()
+    backends = KERNELS.get(platform, sum(KERNELS.values(), ()))
+    interpret = platform not in KERNELS
+    print(f"\nhere: {jax.devices()[0].device_kind}{', kernels interpreted' if interpret else ''}")
+    fine = True
+    for case in INTERPRETED if interpret else CASES:
+        inputs, cotangents, mask = random_problem(case, batch=1 if interpret else 2)
+        exact = jax.tree.map(lambda x: x.astype(jnp.float32), (inputs, cotangents))
+        expected = results_of(*exact, mask, "reference", False)
+        for backend in backends:
+            if backend == "pallas_gpu" and case.dtype == "float32":
+                continue
+            results = results_of(inputs, cotangents, mask, backend, interpret)
+            again = results if interpret else results_of(inputs, cotangents, mask, backend, interpret)
+            errors = [relative_error(x, y) for x, y in zip(results, expected, strict=True)]
+            same = all(bool(jnp.array_equal(x, y)) for x, y in zip(results, again, strict=True))
+            good = max(errors) <= TOLERANCES[case.dtype] and same
+            fine &= good
+            print(
+                f"{backend:13} {case.queries} x {case.keys} tokens, {case.heads}:{case.key_heads} heads x "
+                f"{case.head_dim}, {case.dtype}{', mask' if case.masked else ''}: errors of out, lse, dq, dk, dv "
+                f"{' '.join(f'{error:.1e}' for error in errors)}"
+                f"{'' if same else ', NOT THE SAME TWICE'}{'' if good else '   WRONG'}",
+                flush=True,
+            )
+    return fine
+
+
+def relative_error(actual: Any, expected: Any) -> float:
+    """In the L2 norm; a log-sum-exp of nothing counts as 0."""
+    actual, expected = (np.where(x < -1e29, 0.0, x) for x in (np.asarray(actual, np.float64), np.asarray(expected)))
+    error = np.linalg.norm(actual - expected) / np.linalg.norm(expected)
+    return float(error) if np.isfinite(error) else float("inf")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("targets", nargs="+", metavar="TARGET", help="a TPU with its shape, such as v5p:2x2x1")
+    parser.add_argument(
+        "targets", nargs="+", metavar="TARGET", help="a TPU with its shape, such as v5p:2x2x1; h100; or here"
+    )
+    targets = parser.parse_args().targets
     fine = True
-    for target in parser.parse_args().targets:
+    if "here" in targets:
+        jax.config.update("jax_platforms", None)  # which compiling for others had set to the CPU
+        fine &= check_here()
+    for target in (target for target in targets if target != "here"):
         devices, platform = devices_of(target)
         print(f"\n{target}: {devices[0].device_kind}")
-        fine &= check_one_chip(devices, platform)
-        fine &= check_forms(devices, platform)
+        for backend in KERNELS["tpu" if platform == "tpu" else "gpu"]:
+            fine &= check_one_chip(devices, platform, backend)
+        if platform == "tpu":
+            fine &= check_forms(devices, platform)
     return 0 if fine else 1
 
 
