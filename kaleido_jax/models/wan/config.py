@@ -15,6 +15,9 @@ class WanConfig:
     eps: of every norm in the blocks and the head. image_dim: width of CLIP's image tokens; None for no image branch.
     emphasis: whether every block has ContextAnyone's Emphasize-Attention. Such a network is tuned from one without it,
       so what this attention and the image branch add starts at zero.
+    data_std: standard deviation of every latent channel. Where given, the head predicts what is left of the velocity
+      once the best linear share of the noisy latent is known (preconditioning, arXiv:2206.00364, section 5): noise then
+      need not pass through a width not much above a patch's size. None, as in all released models: all of it.
     dtype: of the activations; norms, modulation and time embedding are float32 whatever it is.
     """
 
@@ -30,12 +33,21 @@ class WanConfig:
     eps: float = 1e-6
     image_dim: int | None = None
     emphasis: bool = False
+    data_std: tuple[float, ...] | None = None
     dtype: str = "float32"
 
     def __post_init__(self):
         check_transformer(self)
         if self.dim % self.heads or self.head_dim % 2:
             raise ValueError(f"WanConfig.dim is {self.dim}; expected an even multiple of the {self.heads} heads.")
+        if self.data_std is not None:
+            if not len(self.data_std) == self.in_channels == self.out_channels:
+                raise ValueError(
+                    f"WanConfig.data_std has {len(self.data_std)} values; expected one for each of as many channels in "
+                    f"(in_channels {self.in_channels}) as out (out_channels {self.out_channels})."
+                )
+            if min(self.data_std) <= 0:
+                raise ValueError(f"WanConfig.data_std holds {min(self.data_std)}; expected numbers above 0.")
 
     @property
     def head_dim(self) -> int:

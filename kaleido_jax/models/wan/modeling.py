@@ -40,6 +40,18 @@ _gelu = functools.partial(jax.nn.gelu, approximate=True)
 _exact_gelu = functools.partial(jax.nn.gelu, approximate=False)
 
 
+def preconditioning(
+    times: Float[Array, "b n"], data_std: Float[Array, "p"]
+) -> tuple[Float[Array, "b n p"], Float[Array, "b n p"]]:
+    """The best linear share of the noisy latent in the velocity, and the standard deviation of what it leaves.
+
+    For x of standard deviation s and unit noise e: of the velocity e - x, given (1 - t) x + t e.
+    """
+    t, variance = times[..., None], jnp.square(data_std)[None, None]
+    noisy = jnp.square(t) + jnp.square(1.0 - t) * variance
+    return (t - (1.0 - t) * variance) / noisy, jnp.sqrt(variance / noisy)
+
+
 class SelfAttention(nnx.Module):
     """Queries and keys are normalised over the full width, before the split into heads."""
 
@@ -236,6 +248,12 @@ class WanTransformer(nnx.Module):
             x = jnp.concatenate([x[:, part] for _, part in targets], axis=1)
             time = jnp.stack([time[:, index] for index, _ in targets], axis=1)
         velocity = self.head(x, time, tuple(sizes[index] for index, _ in targets)).astype(tokens.dtype)
+        if config.data_std is not None:
+            noisy = jnp.concatenate([tokens[:, part] for _, part in targets], axis=1)
+            times = [jnp.broadcast_to(table.timesteps[:, i, None], (x.shape[0], sizes[i])) for i, _ in targets]
+            std = jnp.tile(jnp.asarray(config.data_std, jnp.float32), math.prod(config.patch))
+            given, left = preconditioning(jnp.concatenate(times, axis=1).astype(jnp.float32), std)
+            velocity = given.astype(noisy.dtype) * noisy + left.astype(noisy.dtype) * velocity
         return velocity if state is None else (velocity, new_state)
 
     def _check(self, tokens: Array, table: TokenTable, image: Array | None, sizes: tuple[int, ...]) -> None:

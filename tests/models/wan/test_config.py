@@ -16,6 +16,14 @@ from kaleido_jax.testing.wan import TINY
         ({"dim": 45}, "WanConfig.dim is 45; expected an even multiple of the 3 heads"),
         ({"freq_dim": 31}, "WanConfig.freq_dim is 31; expected an even number"),
         ({"patch": (1, 2, 0)}, r"WanConfig.patch is \(1, 2, 0\); expected three positive integers"),
+        (
+            {"data_std": (1.0, 2.0)},
+            r"WanConfig.data_std has 2 values; expected one for each of as many channels in \(in",
+        ),
+        (
+            {"in_channels": 2, "out_channels": 2, "data_std": (1.0, 0.0)},
+            "WanConfig.data_std holds 0.0; expected numbers",
+        ),
         ({"dtype": "float64"}, "WanConfig.dtype is 'float64'; expected float32, bfloat16 or float16"),
     ],
 )
