@@ -4,16 +4,18 @@ orbax restores arrays with flipped bits without a word, so checkpoints are check
 are read, those of training runs and those that were ported alike.
 """
 
+import concurrent.futures
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from kaleido_jax.errors import StorageError
 
 MANIFEST = "manifest.json"
+THREADS = 4
 
 
 class DamagedCheckpoint(StorageError):
@@ -22,10 +24,10 @@ class DamagedCheckpoint(StorageError):
 
 def write_manifest(folder: Path, **said: Any) -> None:
     """Write the manifest of all files of a folder, and put them on the disk before it. said: what else it says."""
+    paths = sorted(p for p in folder.rglob("*") if p.is_file())
     files = {
-        str(p.relative_to(folder)): {"size": p.stat().st_size, "sha256": _digest(p)}
-        for p in sorted(folder.rglob("*"))
-        if p.is_file()
+        str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": digest}
+        for path, digest in zip(paths, _digests(paths))
     }
     for name in files:
         sync(folder / name)
@@ -61,8 +63,9 @@ def verify(folder: Path, *, read: Iterable[str] | None = None, **said: Any) -> N
         there = (folder / name).stat().st_size
         if there != size:
             raise DamagedCheckpoint(f"{folder / name} has {there} bytes, not {size}")
-    for name in listed if read is None else sorted(set(read) & set(listed)):
-        digest, sha256 = _digest(folder / name), listed[name][1]
+    names = sorted(listed if read is None else set(read) & set(listed))
+    for name, digest in zip(names, _digests([folder / name for name in names])):
+        sha256 = listed[name][1]
         if digest != sha256:
             raise DamagedCheckpoint(f"{folder / name} has SHA-256 {digest[:12]}..., not {sha256[:12]}...")
 
@@ -76,6 +79,12 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _digests(paths: Sequence[Path]) -> Iterator[str]:
+    """SHA-256 of files, several at a time."""
+
+    def digest(path: Path) -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+        yield from pool.map(digest, paths)

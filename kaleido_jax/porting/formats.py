@@ -256,7 +256,7 @@ FORMATS: tuple[Format, ...] = (
         family=vision.CLIP,
         layout=OURS,
         markers=("summary", "patch_embedding.kernel", "norm_in.scale", "blocks.attention.query.kernel"),
-        weights="clip-vision",
+        weights="vision",
     ),
     Format(
         family=vision.DINO,

@@ -21,7 +21,7 @@ from kaleido_jax.errors import StorageError, UsageError, printable
 from kaleido_jax.porting.safetensors import CODES, METADATA, TensorInfo
 
 # What a folder that was ported may hold.
-_OURS = re.compile(r"config\.json|arrays|latest|1|.*\.safetensors(\.index\.json)?")
+_OURS = re.compile(r"(config|manifest)\.json|arrays|latest|1|.*\.safetensors(\.index\.json)?")
 
 
 @contextlib.contextmanager

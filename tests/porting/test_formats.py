@@ -10,6 +10,7 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from kaleido_jax.errors import InputError, UsageError
+from kaleido_jax.manifest import write_manifest
 from kaleido_jax.models.mapping import table_of, torch_shapes
 from kaleido_jax.models.wan.config import WanConfig
 from kaleido_jax.porting import inspect, port
@@ -115,6 +116,10 @@ def test_orbax_folders_that_are_none(tmp_path):
     for path in (tmp_path / "ported" / "arrays").rglob("*"):
         if path.is_file():
             os.truncate(path, 0)
+    with pytest.raises(InputError, match=r"is damaged: .* has 0 bytes, not \d+"):
+        inspect(tmp_path / "ported")
+    (tmp_path / "ported" / "manifest.json").unlink()
+    write_manifest(tmp_path / "ported")
     with pytest.raises(InputError, match="is not an orbax checkpoint that can be read"):
         inspect(tmp_path / "ported")
 

@@ -1,17 +1,20 @@
 """Parameters are streamed: onto meshes, each process the bytes of its own shards; never a second copy."""
 
+import re
 import tracemalloc
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
+import tensorstore
+from jax.sharding import NamedSharding, PartitionSpec
 
+from kaleido_jax.errors import InputError
 from kaleido_jax.models.mapping import Transform, from_torch
 from kaleido_jax.models.wan.config import WanConfig
 from kaleido_jax.parallel import MeshConfig, partition_spec
-from kaleido_jax.porting import load, parameters, port
+from kaleido_jax.porting import inspect, load, orbax, parameters, port
 from kaleido_jax.porting.formats import layouts
 from kaleido_jax.porting.parameters import Arrays, Checkpoint, finite, full, read
 from kaleido_jax.testing.checkpoints import SMALL, random_tensors, wan_folder, write
@@ -78,15 +81,58 @@ def test_a_mesh_reads_the_file_once(source, monkeypatch):
     assert total <= opened[0].weights.bytes_read <= total + 8 * patches
 
 
-def test_orbax_onto_a_mesh(source, tmp_path):
+def _bytes_read() -> int:
+    """What tensorstore, which orbax reads with, has read of files so far."""
+    metrics = tensorstore.experimental_collect_matching_metrics("/tensorstore/kvstore/file/bytes_read")
+    return sum(value["value"] for metric in metrics for value in metric["values"])
+
+
+def test_orbax_onto_a_mesh(source, tmp_path, monkeypatch):
+    """Every device reads the pieces of its shards: together the arrays once, not once a device."""
     folder, expected = source
+    monkeypatch.setattr(orbax, "LEAST_BYTES", 1024)
     port(folder, tmp_path / "arrays", to="orbax")
     mesh = MeshConfig(fsdp=8).make()
+    before = _bytes_read()
     config, arrays = load(tmp_path / "arrays", mesh=mesh, dtype="float32")
     assert config == SMALL["wan"]
     for name, array in arrays.items():
         assert array.sharding == NamedSharding(mesh, partition_spec(name, array.shape, mesh))
         np.testing.assert_array_equal(np.asarray(array), expected[name].astype(np.float32))
+    total = sum(array.nbytes for array in expected.values())
+    assert total <= _bytes_read() - before < 1.2 * total
+
+
+def test_damaged_orbax_is_refused_by_who_reads_it(source, tmp_path, monkeypatch):
+    """A flipped bit is found where it is read; a process whose shards lie elsewhere does not look there."""
+    monkeypatch.setattr(orbax, "LEAST_BYTES", 1024)
+    folder, name = tmp_path / "arrays", "blocks.mlp.first.kernel"
+    port(source[0], folder, to="orbax")
+    piece = max((folder / "arrays" / name).iterdir())
+    content = bytearray(piece.read_bytes())
+    content[7] ^= 1
+    piece.write_bytes(content)
+    message = f"arrays: is damaged: .*{name}/{re.escape(piece.name)} has SHA-256 "
+    for read_it in (lambda: load(folder), lambda: port(folder, tmp_path / "back")):
+        with pytest.raises(InputError, match=message):
+            read_it()
+    assert inspect(folder).problems == []  # reads no tensor
+    shapes = {name: jax.ShapeDtypeStruct(source[1][name].shape, jnp.bfloat16)}
+    sharding = NamedSharding(MeshConfig(fsdp=8).make(), PartitionSpec(None, "fsdp"))
+    parts = list(sharding.addressable_devices_indices_map(shapes[name].shape).values())
+    everything = orbax._files(folder, shapes, {name: parts})
+    one = orbax._files(folder, shapes, {name: parts[:1]})  # one of 8 processes
+    pieces = lambda files: {file for file in files if f"/{name}/" in file and not file.endswith(".zarray")}
+    assert len(pieces(everything)) == 8 * len(pieces(one)) and f"arrays/{name}/{piece.name}" not in one
+    described = folder / "arrays" / name / ".zarray"
+    for wrong in (
+        "",
+        '{"chunks": [1, 1, 0], "dimension_separator": "."}',
+        '{"chunks": [3], "dimension_separator": "."}',
+    ):
+        described.write_text(wrong)
+        with pytest.raises(InputError, match="does not describe an array"):
+            orbax._files(folder, shapes, {name: parts})
 
 
 def test_arrays_on_a_mesh_are_written_layer_by_layer(source):

@@ -222,7 +222,7 @@ def test_a_destination_that_exists_stays_unless_asked(tmp_path):
         port(source, tmp_path / "there")
     port(source, tmp_path / "there", overwrite=True)
     port(source, tmp_path / "there", to="orbax", overwrite=True)
-    assert sorted(os.listdir(tmp_path / "there")) == ["arrays", "config.json"]
+    assert sorted(os.listdir(tmp_path / "there")) == ["arrays", "config.json", "manifest.json"]
     (tmp_path / "there" / "thesis.txt").write_text("all my work")
     with pytest.raises(UsageError, match=r"also holds thesis\.txt"):
         port(source, tmp_path / "there", overwrite=True)
