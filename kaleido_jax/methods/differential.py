@@ -111,6 +111,7 @@ def differing(
         if not isinstance(describer, OneCall):
             raise InputError("This describer cannot compare in one call; give a comparer.")
         return checked(describer.differences(reference, target, elements), elements, "the target", complete=False)
+    _check_gamma(gamma)
     seen = described(describer, reference, elements, "the primary reference")
     return changes(seen, described(describer, target, elements, "the target"), comparer, gamma)
 
@@ -119,8 +120,7 @@ def changes(
     reference: Mapping[str, str], target: Mapping[str, str], comparer: Comparer, gamma: float = GAMMA
 ) -> dict[str, str]:
     """The elements of the target that differ from the primary reference's: those that are not rated above gamma."""
-    if not 0 <= gamma <= 1:
-        raise InputError(f"gamma is {gamma}; it must be between 0, all is dropped, and 1, all is said.")
+    _check_gamma(gamma)
     kept = {}
     for name, text in target.items():
         rating = comparer.similarity(name, reference[name], text)
@@ -129,6 +129,11 @@ def changes(
         if rating <= gamma:
             kept[name] = text
     return kept
+
+
+def _check_gamma(gamma: float) -> None:
+    if not 0 <= gamma <= 1:
+        raise InputError(f"gamma is {gamma}; it must be between 0, all is dropped, and 1, all is said.")
 
 
 def prompt(kept: Mapping[str, str], subject: str = "the subject", separator: str = ", ") -> str:
