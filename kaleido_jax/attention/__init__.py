@@ -167,7 +167,9 @@ def sharded_attention(
       ulysses: how many neighbours exchange tokens for heads; groups of them form a ring. 1 is a ring alone, the whole
         axis Ulysses alone; None takes the largest number that divides both the axis and the key heads of a device.
 
-    Differentiable; results are those of `attention`, up to the order of sums.
+    Differentiable; results are those of `attention`, up to the order of sums. A device computes nothing for shards of
+    which it may read nothing; hops in which that is so for all devices are left out where the mask's bits are known
+    while tracing.
 
     Raises:
       ValueError: (while tracing) as `attention`, or if no mesh with these axes is set, or ulysses divides neither the
@@ -185,7 +187,7 @@ def sharded_attention(
     visibility = None if mask is None else _visibility(mask, q.shape[0], q.shape[1], k.shape[1])
     how = Backend(chosen, q.shape[3] ** -0.5 if scale is None else scale, interpret)
     out, lse = sharded(
-        q, k, v, visibility, mesh=mesh, axis=axis, batch=batch, heads=heads, ulysses=ulysses, backend=how
+        q, k, v, visibility, mesh=mesh, axis=axis, batch=batch, heads=heads, ulysses=ulysses, backend=how, mask=mask
     )
     return (out, lse) if return_lse else out
 

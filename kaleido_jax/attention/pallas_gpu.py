@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as gpu
 
+from kaleido_jax.attention.block_sizes import tuned
 from kaleido_jax.attention.blocks import FIRST, VISITED, block_lists, fill_blocks
 from kaleido_jax.attention.hopper import (
     BY_COLUMN,
@@ -334,7 +335,8 @@ def forward(
       ValueError: (while tracing) for float32, or a head_dim above 128.
     """
     _check(q)
-    operands, call = _prepare(q, k, v, visibility, scale, sizes or FORWARD, False, interpret)
+    sizes = sizes or tuned("pallas_gpu", "forward", q.dtype, FORWARD)
+    operands, call = _prepare(q, k, v, visibility, scale, sizes, False, interpret)
     batch, tokens, heads, width = operands.q.shape
     held = (
         matrices(WARPGROUPS, ROWS, width, dtype=q.dtype),
@@ -394,7 +396,10 @@ def backward(
     # The derivative of softmax subtracts sum(p * dp) = sum(out * d_out); that of the log-sum-exp adds p * d_lse.
     delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), -1).swapaxes(1, 2) - d_lse
     lse, d_out = finite(lse) * LOG2E, d_out.astype(q.dtype)
-    query_sizes, key_sizes = sizes or (QUERY_GRADIENT, KEY_GRADIENT)
+    query_sizes, key_sizes = sizes or (
+        tuned("pallas_gpu", "query gradient", q.dtype, QUERY_GRADIENT),
+        tuned("pallas_gpu", "key gradient", q.dtype, KEY_GRADIENT),
+    )
     dq = _query_gradient(q, k, v, visibility, d_out, lse, delta, scale, query_sizes, interpret)
     dk, dv = _key_gradient(q, k, v, visibility, d_out, lse, delta, scale, key_sizes, interpret)
     cut = lambda x, like: x[:, : like.shape[1], :, : like.shape[3]]

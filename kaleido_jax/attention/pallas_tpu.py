@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from kaleido_jax.attention.block_sizes import tuned
 from kaleido_jax.attention.blocks import FIRST, VISITED, WHOLE, block_length, block_lists, fill_blocks
 from kaleido_jax.attention.reference import NOTHING, Visibility
 from kaleido_jax.typing import Array, Float, Int32
@@ -359,10 +360,11 @@ def forward(
     visibility: Visibility | None,
     scale: float,
     *,
-    sizes: BlockSizes = FORWARD,
+    sizes: BlockSizes | None = None,
     interpret: Any = False,
 ) -> tuple[Float[Array, "b n h d"], Float[Array, "b h n"]]:
     """Attention and its log-sum-exp (float32); query head i reads key head i // (h // g)."""
+    sizes = sizes or tuned("pallas_tpu", "forward", q.dtype, FORWARD)
     operands, static = _prepare(q, k, v, visibility, scale, sizes)
     block_q, block_k, width = static.block_q, static.block_k, operands.q.shape[3]
     batch, heads, tokens, _ = operands.q.shape
@@ -411,10 +413,11 @@ def backward(
     d_lse: Float[Array, "b h n"],
     scale: float,
     *,
-    sizes: BlockSizes = BACKWARD,
+    sizes: BlockSizes | None = None,
     interpret: Any = False,
 ) -> tuple[Float[Array, "b n h d"], Float[Array, "b m g d"], Float[Array, "b m g d"]]:
     """The gradients of q, k and v, given the results of `forward` and their cotangents."""
+    sizes = sizes or tuned("pallas_tpu", "backward", q.dtype, BACKWARD)
     operands, static = _prepare(q, k, v, visibility, scale, sizes)
     block_q, block_k, width = static.block_q, static.block_k, operands.q.shape[3]
     batch, heads, tokens, _ = operands.q.shape

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
+from kaleido_jax.attention.block_sizes import tuned
 from kaleido_jax.attention.blocks import FIRST, VISITED, WHOLE, BlockLists, block_lists, fill_blocks
 from kaleido_jax.attention.reference import NOTHING, Visibility
 from kaleido_jax.typing import Array, Float
@@ -243,7 +244,7 @@ def forward(
     interpret: bool = False,
 ) -> tuple[Float[Array, "b n h d"], Float[Array, "b h n"]]:
     """Attention and its log-sum-exp (float32); query head i reads key head i // (h // g)."""
-    sizes = sizes or (FLOAT32 if q.dtype == jnp.float32 else FORWARD)
+    sizes = sizes or tuned("pallas_triton", "forward", q.dtype, FLOAT32 if q.dtype == jnp.float32 else FORWARD)
     operands, static = _prepare(q, k, v, visibility, scale, sizes)
     reads, groups, q_sample, k_sample = operands.visibility
     specs = _Specs(reads.shape[0], static.shared)
@@ -287,7 +288,7 @@ def backward(
     interpret: bool = False,
 ) -> tuple[Float[Array, "b n h d"], Float[Array, "b m g d"], Float[Array, "b m g d"]]:
     """The gradients of q, k and v, given the results of `forward` and their cotangents."""
-    sizes = sizes or (FLOAT32 if q.dtype == jnp.float32 else BACKWARD)
+    sizes = sizes or tuned("pallas_triton", "backward", q.dtype, FLOAT32 if q.dtype == jnp.float32 else BACKWARD)
     operands, static = _prepare(q, k, v, visibility, scale, sizes)
     reads, groups, q_sample, k_sample = operands.visibility
     specs, call = _Specs(reads.shape[0], static.shared), functools.partial(_call, sizes=static, warps=sizes.warps)

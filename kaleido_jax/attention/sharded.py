@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from kaleido_jax.attention import backends
@@ -36,11 +37,20 @@ class Backend(NamedTuple):
 
 class _Ring(NamedTuple):
     axis: str
-    hops: int
-    route: tuple[tuple[int, int], ...]  # (from, to): where keys and values go next
+    size: int  # of the axis
+    ulysses: int  # neighbours that travel together
+    hops: tuple[int, ...]  # which shards are visited: those so many places before one's own, in this order
 
-    def send(self, tree: Any) -> Any:
-        return jax.tree.map(lambda x: jax.lax.ppermute(x, self.axis, self.route), tree)
+    @property
+    def places(self) -> int:
+        return self.size // self.ulysses
+
+    def send(self, tree: Any, places: int = 1) -> Any:
+        """Everything goes on by so many places."""
+        if places % self.places == 0:
+            return tree
+        route = [(device, (device + places * self.ulysses) % self.size) for device in range(self.size)]
+        return jax.tree.map(lambda x: jax.lax.ppermute(x, self.axis, route), tree)
 
 
 def merge(
@@ -95,17 +105,22 @@ def _ring_forward(q, k, v, visibility: Visibility | None, backend: Backend, ring
 
     batch, n, heads, _ = q.shape
     results = jnp.zeros(q.shape, jnp.float32), jnp.full((batch, heads, n), NOTHING, jnp.float32)
-    (results, keys), _ = jax.lax.scan(hop, (results, _keys_of(k, v, visibility)), length=ring.hops - 1)
-    out, lse = visit(results, keys)
+    keys = _keys_of(k, v, visibility)
+    if len(ring.hops) == ring.places:
+        (results, keys), _ = jax.lax.scan(hop, (results, keys), length=ring.places - 1)
+        results = visit(results, keys)
+    else:
+        for before, place in zip((0, *ring.hops), ring.hops):
+            keys = ring.send(keys, place - before)
+            results = visit(results, keys)
+    out, lse = results
     return out.astype(q.dtype), lse
 
 
 def _ring_backward(q, k, v, visibility: Visibility | None, out, lse, d_out, d_lse, backend: Backend, ring: _Ring):
     """The keys' gradients travel with the keys, and have come home after the last hop."""
 
-    def hop(carry, _):
-        dq, keys, gradients = carry
-        following = ring.send(keys)
+    def visit(dq, keys, gradients):
         k, v, *vectors = keys
         here = _with_keys(visibility, *vectors)
 
@@ -117,11 +132,24 @@ def _ring_backward(q, k, v, visibility: Visibility | None, out, lse, d_out, d_ls
 
         visible = _something_visible(here, q.shape[1], k.shape[1])
         dq, *gradients = jax.lax.cond(visible, add, lambda *sums: sums, dq, *gradients)
-        return (dq, following, ring.send(tuple(gradients))), None
+        return dq, tuple(gradients)
+
+    def hop(carry, _):
+        dq, keys, gradients = carry
+        following = ring.send(keys)
+        dq, gradients = visit(dq, keys, gradients)
+        return (dq, following, ring.send(gradients)), None
 
     zeros = lambda x: jnp.zeros(x.shape, jnp.float32)
-    start = zeros(q), _keys_of(k, v, visibility), (zeros(k), zeros(v))
-    (dq, _, (dk, dv)), _ = jax.lax.scan(hop, start, length=ring.hops)
+    dq, keys, gradients = zeros(q), _keys_of(k, v, visibility), (zeros(k), zeros(v))
+    if len(ring.hops) == ring.places:
+        (dq, _, gradients), _ = jax.lax.scan(hop, (dq, keys, gradients), length=ring.places)
+    else:
+        for before, place in zip((0, *ring.hops), ring.hops):
+            keys, gradients = ring.send((keys, gradients), place - before)
+            dq, gradients = visit(dq, keys, gradients)
+        gradients = ring.send(gradients, ring.places - ring.hops[-1]) if ring.hops else gradients
+    dk, dv = gradients
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
 
 
@@ -142,6 +170,21 @@ def _ring_attention_backward(backend, ring, saved, cotangents):
 _ring_attention.defvjp(_ring_attention_forward, _ring_attention_backward)
 
 
+def visible_hops(mask: TokenMask | None, size: int, ulysses: int) -> tuple[int, ...] | None:
+    """The hops of a ring in which some device has something to read: how many places before its own that stands.
+
+    mask: over all tokens, which `size` devices divide in their order; None if it is traced, or there is none: all hops.
+    """
+    if mask is None or any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(mask)):
+        return None
+    places = size // ulysses
+    queries, keys = (ulysses * math.ceil(tokens / size) for tokens in mask.shape[1:])
+    with jax.ensure_compile_time_eval():
+        summary = np.asarray(block_summary(mask, queries, keys)).max(0)
+    shards, others = np.nonzero(summary != EMPTY)
+    return tuple(sorted({int(place) for place in (shards - others) % places}))
+
+
 def local_attention(
     q: Float[Array, "b n h d"],
     k: Float[Array, "b m g d"],
@@ -152,11 +195,13 @@ def local_attention(
     axis: str,
     size: int,
     ulysses: int,
+    hops: tuple[int, ...] | None = None,
 ) -> tuple[Float[Array, "b n h d"], Float[Array, "b h n"]]:
     """One device's part inside shard_map: its tokens of q, k, v and of the visibility's vectors.
 
     axis, size: the axis of devices along which tokens are divided, and how many they are. ulysses: how many neighbours
-    exchange heads; it divides the axis and the key heads.
+    exchange heads; it divides the axis and the key heads. hops: those of the ring that are not empty for all
+    (`visible_hops`); None: all.
     """
     neighbours = [[first + i for i in range(ulysses)] for first in range(0, size, ulysses)]
     exchange = functools.partial(jax.lax.all_to_all, axis_name=axis, axis_index_groups=neighbours, tiled=True)
@@ -164,10 +209,10 @@ def local_attention(
         gather = functools.partial(jax.lax.all_gather, axis_name=axis, axis=1, axis_index_groups=neighbours, tiled=True)
         q, k, v = (exchange(x, split_axis=2, concat_axis=1) for x in (q, k, v))
         visibility = jax.tree.map(gather, visibility)
-    hops = size // ulysses
-    if hops > 1:
-        route = tuple((device, (device + ulysses) % size) for device in range(size))
-        out, lse = _ring_attention(q, k, v, visibility, backend, _Ring(axis, hops, route))
+    places = size // ulysses
+    if places > 1:
+        ring = _Ring(axis, size, ulysses, tuple(range(places)) if hops is None else hops)
+        out, lse = _ring_attention(q, k, v, visibility, backend, ring)
     else:
         out, lse = backends.attend(q, k, v, visibility, backend.scale, backend.name, backend.interpret)
     if ulysses > 1:
@@ -187,10 +232,15 @@ def sharded(
     heads: Any,
     ulysses: int | None,
     backend: Backend,
+    mask: TokenMask | None = None,
 ) -> tuple[Float[Array, "b n h d"], Float[Array, "b h n"]]:
-    """`local_attention` over a mesh; lengths that the axis does not divide are filled up with tokens nobody reads."""
+    """`local_attention` over a mesh; lengths that the axis does not divide are filled up with tokens nobody reads.
+
+    mask: that of the visibility; if its bits are known while tracing, hops that are empty for all devices are left out.
+    """
     size = mesh.shape[axis]
     ulysses = _neighbours(mesh, axis, k.shape[2], heads, ulysses)
+    hops = visible_hops(mask, size, ulysses)
     n, m = q.shape[1], k.shape[1]
     if visibility is not None or m % size:
         visibility = fill_blocks(visibility, n, m, size, size)
@@ -198,7 +248,7 @@ def sharded(
     tokens = PartitionSpec(batch, axis, heads, None)
     rows = jax.tree.map(lambda x: PartitionSpec(batch if x.shape[0] > 1 else None, axis), visibility)
     compute = jax.shard_map(
-        functools.partial(local_attention, backend=backend, axis=axis, size=size, ulysses=ulysses),
+        functools.partial(local_attention, backend=backend, axis=axis, size=size, ulysses=ulysses, hops=hops),
         mesh=mesh,
         in_specs=(tokens, tokens, tokens, rows),
         out_specs=(tokens, PartitionSpec(batch, heads, axis)),

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import time
 from collections.abc import Callable, Mapping
 from importlib import metadata
@@ -34,14 +35,26 @@ def threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def save_report(folder: Path, name: str, machine: str, report: Mapping[str, Any]) -> Path:
-    """Writes `folder`/`name`-cpu-`threads`-cores.json: the numbers, the machine in words, and the versions measured."""
-    path = folder / f"{name}-cpu-{threads()}-cores.json"
-    versions = {"python": platform.python_version()} | {package: metadata.version(package) for package in PACKAGES}
+def save_report(folder: Path, name: str, machine: str, report: Mapping[str, Any], *, device: str = "cpu") -> Path:
+    """Writes the numbers, the machine in words, and the versions measured.
+
+    To `folder`/`name`-cpu-`threads`-cores.json, or to `folder`/`name`-`device`.json for a device other than "cpu".
+    """
+    words = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+    path = folder / (f"{name}-cpu-{threads()}-cores.json" if words == "cpu" else f"{name}-{words}.json")
+    versions = {"python": platform.python_version()} | {package: _version(package) for package in PACKAGES}
     folder.mkdir(parents=True, exist_ok=True)
     content = {"machine": machine, "threads": threads(), "versions": versions} | report
     path.write_text(json.dumps(_rounded(content), indent=1) + "\n")
     return path
+
+
+def _version(package: str) -> str | None:
+    """None if it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _rounded(value: Any) -> Any:

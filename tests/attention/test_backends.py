@@ -57,6 +57,11 @@ def test_unknown_backends_and_those_the_platform_lacks_are_errors():
 def test_bad_options_are_errors():
     with pytest.raises(ValueError, match=r"scale is -1\.0; expected a number > 0"):
         attention(X, X, X, scale=-1.0)
+    # A dense mask is never taken for one that shows everything; in tests the check of signatures speaks first.
+    with pytest.raises((ValueError, TypeError), match="TokenMask"):
+        attention(X, X, X, jnp.zeros((1, 1, 4, 4), bool))
+    with pytest.raises(ValueError, match=r"TokenMask.reads has dtype bool; it must be uint32"):
+        TokenMask(np.zeros(4, bool), np.zeros(4, bool))
     mask = TokenMask(np.ones(5, np.uint32), np.ones(4, np.uint32), width=1)
     with pytest.raises(ValueError, match=r"mask.reads has shape \(5,\); expected \(4,\) or \(1, 4\)"):
         attention(X, X, X, mask)

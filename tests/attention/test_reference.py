@@ -112,6 +112,19 @@ def test_merging_over_sets_of_keys_is_attention_over_all_of_them():
         np.testing.assert_allclose(actual, expected, atol=2e-6, rtol=2e-5)
 
 
+def test_kept_keys_and_values_serve_later_queries():
+    """References that do not read the video, and shots of the past: their keys, values and groups are enough."""
+    (q, k, v), _ = problem(3, queries=24, keys=24)
+    segment = np.repeat(np.arange(3), 8)
+    groups = np.uint32(1) << segment.astype(np.uint32)
+    mask = TokenMask((groups << np.uint32(1)) - np.uint32(1), groups, width=4)  # each reads itself and all before it
+    whole = attention(q, k, v, mask)
+    for first in (0, 8, 16):
+        now, seen = slice(first, first + 8), slice(0, first + 8)
+        part = attention(q[:, now], k[:, seen], v[:, seen], mask.take(queries=now, keys=seen))
+        np.testing.assert_allclose(part, whole[:, now], atol=2e-6)
+
+
 def test_scores_of_any_size_stay_finite():
     """Log-sum-exps far below and above what float32's exponential can hold: plain maxima of a softmax that is sharp."""
     (q, k, v), cotangents = problem(4, queries=5, keys=8, head_dim=4)

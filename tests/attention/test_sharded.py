@@ -9,7 +9,9 @@ import pytest
 from jax.sharding import Mesh
 
 from kaleido_jax.attention import attention, merge, sharded_attention
-from kaleido_jax.masks import TokenMask
+from kaleido_jax.attention.sharded import visible_hops
+from kaleido_jax.layout import Segment, TokenLayout
+from kaleido_jax.masks import EMPTY, TokenMask, block_summary, shot_causal, visibility
 from tests.attention.dense import assert_close, dense_attention, problem
 
 QUERIES, KEYS = 45, 37  # neither is divided by 8
@@ -51,6 +53,50 @@ def test_equals_dense_attention(form, masked):
     with jax.set_mesh(mesh(8)):
         results = results_of(inputs, cotangents, attend)
     assert_close(results, dense_attention(inputs, cotangents, mask, 8**-0.5), 1e-5)
+
+
+def shards_that_read(*places):
+    """64 tokens on 8 devices, each of which reads the shards so many places before its own."""
+    shard = np.arange(64) // 8
+    reads = sum(np.uint32(1) << ((shard - place) % 8).astype(np.uint32) for place in places)
+    return TokenMask(reads.astype(np.uint32), np.uint32(1) << shard.astype(np.uint32), width=8)
+
+
+def test_hops_that_are_empty_for_all_are_left_out():
+    assert visible_hops(shards_that_read(0), 8, 1) == (0,)
+    assert visible_hops(shards_that_read(2, 5), 8, 1) == (2, 5)
+    assert visible_hops(shards_that_read(2), 8, 2) == (1,)
+    assert visible_hops(shards_that_read(0, 1), 8, 4) == (0, 1)
+    assert visible_hops(None, 8, 1) is None
+    traced = jax.make_jaxpr(lambda reads: visible_hops(TokenMask(reads, reads), 8, 1) or ())(np.ones(64, np.uint32))
+    assert not traced.jaxpr.outvars
+
+
+def test_a_ring_with_gaps_equals_dense_attention():
+    inputs, cotangents = problem(0, batch=1, queries=64, keys=64, heads=2, key_heads=1, head_dim=8)
+    mask = shards_that_read(2, 5)
+    attend = functools.partial(sharded_attention, mask=mask, axis="tokens", ulysses=1, return_lse=True)
+    with jax.set_mesh(mesh(8)):
+        results = results_of(inputs, cotangents, attend)
+        text = jax.jit(functools.partial(attend, mask=shards_that_read(0))).lower(*inputs).as_text()
+    assert_close(results, dense_attention(inputs, cotangents, mask, 8**-0.5), 1e-5)
+    assert "collective_permute" not in text
+
+
+def test_shares_of_every_segment_balance_what_devices_visit():
+    """As parallel.sequence places tokens: visited blocks differ by at most 10 %, where runs of tokens are far off."""
+    layout = TokenLayout(tuple(Segment(kind="video", grid=(4, 1, n), shot=i) for i, n in enumerate((24, 40, 24, 40))))
+    mask = visibility(layout, shot_causal)
+    tokens = np.arange(layout.tokens())
+    shares = [np.array_split(tokens[piece], 4) for piece in layout.slices()]
+    dealt = np.concatenate([share[device] for device in range(4) for share in shares])
+
+    def visited(order):
+        summary = np.asarray(block_summary(mask.take(queries=order, keys=order), 16, 16))[0]
+        return (summary != EMPTY).sum(1).reshape(4, -1).sum(1)
+
+    assert visited(dealt).max() <= 1.1 * visited(dealt).min()
+    assert visited(tokens).max() > 2 * visited(tokens).min()
 
 
 def test_batch_on_another_axis_and_the_kernel_in_a_ring():

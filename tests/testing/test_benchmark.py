@@ -31,5 +31,10 @@ def test_a_report_names_the_machine_and_the_versions(tmp_path, monkeypatch):
     assert set(report["versions"]) == {"python", *benchmark.PACKAGES}
 
 
+def test_a_report_of_another_device_is_named_after_it(tmp_path):
+    path = benchmark.save_report(tmp_path, "attention", "", {}, device="NVIDIA H100 80GB HBM3")
+    assert path == tmp_path / "attention-nvidia-h100-80gb-hbm3.json"
+
+
 def test_threads_are_those_the_process_may_use():
     assert benchmark.threads() >= 1
