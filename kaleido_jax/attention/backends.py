@@ -43,6 +43,13 @@ def _platform() -> tuple[str, str]:
     return platform, f"no mesh is set and the default devices are {platform}"
 
 
+def _capability() -> str | None:
+    """The compute capability of the default device, or None if it has none or the program is for another."""
+    if jax.sharding.get_abstract_mesh().abstract_device is not None:
+        return None
+    return getattr(jax.devices()[0], "compute_capability", None)
+
+
 def _divided() -> bool:
     """Whether the compiler is left to divide the program over the devices of the mesh."""
     mesh = jax.sharding.get_abstract_mesh()
@@ -74,6 +81,11 @@ def resolve(backend: str, *, interpret: bool, manual: bool = False) -> str:
         raise ValueError(
             f"attention: backend is {backend!r}, which is compiled for {KERNELS[backend]}, but {reason}; "
             "expected backend='auto', 'reference', or interpret=True."
+        )
+    if backend == "pallas_gpu" and not interpret and not (_capability() or "9.").startswith("9."):
+        raise ValueError(
+            "attention: backend is 'pallas_gpu', which is compiled for Hopper GPUs (compute capability 9.0), but the "
+            f"default device has {_capability()}; expected backend='auto', 'pallas_triton' or 'reference'."
         )
     return backend
 

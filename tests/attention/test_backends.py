@@ -54,6 +54,16 @@ def test_unknown_backends_and_those_the_platform_lacks_are_errors():
         jax.jit(lambda x: attention(x, x, x, backend="pallas_tpu"))(X)
 
 
+def test_the_hopper_kernel_is_for_hopper(monkeypatch):
+    monkeypatch.setattr(backends, "_platform", lambda: ("gpu", "the default devices are gpu"))
+    monkeypatch.setattr(backends, "_capability", lambda: "8.0")
+    with pytest.raises(ValueError, match=r"pallas_gpu', which is compiled for Hopper GPUs .*, but .* has 8\.0"):
+        resolve("pallas_gpu", interpret=False)
+    assert resolve("pallas_triton", interpret=False) == "pallas_triton"
+    monkeypatch.setattr(backends, "_capability", lambda: "9.0")
+    assert resolve("pallas_gpu", interpret=False) == "pallas_gpu"
+
+
 def test_bad_options_are_errors():
     with pytest.raises(ValueError, match=r"scale is -1\.0; expected a number > 0"):
         attention(X, X, X, scale=-1.0)
