@@ -1,13 +1,18 @@
-"""`kaleido curate`: make training data of a folder of videos."""
+"""`kaleido curate CONFIG`: make training data of a folder of videos. `kaleido curate audit`: a page to vote on."""
 
 import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments; imports nothing heavy."""
-    parser.add_argument("config", help="a Python file with a function config(), such as configs/curation_classical.py")
+    parser.add_argument(
+        "task",
+        metavar="CONFIG|audit",
+        help="a Python file with a function config(), such as configs/curation_classical.py; or the word audit, for a "
+        "page of random subjects of --output, to be voted right or wrong",
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="fields of the config to change")
-    parser.add_argument("--input", required=True, metavar="FOLDER", help="what the config's reader reads")
+    parser.add_argument("--input", metavar="FOLDER", help="what the config's reader reads")
     parser.add_argument("--output", required=True, metavar="FOLDER", help="the data set; run again to continue")
     parser.add_argument(
         "--runner", default="direct", help="Apache Beam's: direct (this machine), FlinkRunner, SparkRunner, ..."
@@ -16,6 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--beam", action="append", default=[], metavar="OPTION", help="an option for Beam's runner; may be repeated"
     )
+    parser.add_argument(
+        "--write", action="append", default=[], choices=("kaleido", "opens2v"), help="write this form as well"
+    )
+    parser.add_argument("--count", type=int, default=100, help="subjects on audit's page")
+    parser.add_argument("--seed", type=int, default=0, help="of audit's choice")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -26,17 +36,30 @@ def run(args: argparse.Namespace) -> int:
     from kaleido_jax.curation.settings import Curation
     from kaleido_jax.errors import UsageError
 
-    settings = config.load(args.config)
+    output = Path(args.output)
+    if args.task == "audit":
+        from kaleido_jax.curation.report import write_audit
+
+        print(write_audit(output, args.count, args.seed))
+        return 0
+    settings = config.load(args.task)
     if not isinstance(settings, Curation):
-        raise UsageError(f"{args.config} describes a {type(settings).__name__}; kaleido curate runs a Curation")
+        raise UsageError(f"{args.task} describes a {type(settings).__name__}; kaleido curate runs a Curation")
+    if args.input is None:
+        raise UsageError("--input is missing; give the folder that holds the videos")
     if args.workers < 1:
         raise UsageError(f"--workers is {args.workers}; it must be at least 1")
     settings = config.override(settings, args.overrides) if args.overrides else settings
 
     from kaleido_jax.curation.engine import Runner, curate
+    from kaleido_jax.curation.writers import WRITERS
 
     runner = Runner(name=args.runner, workers=args.workers, options=tuple(args.beam))
-    counters = curate(settings, Path(args.input), Path(args.output), runner)
+    counters = curate(settings, Path(args.input), output, runner)
     for name, count in counters.items():
         print(f"{count:8d}  {name}")
+    for form in args.write:
+        count = WRITERS[form](output / "dataset", output / form)
+        print(f"{count} samples in {output / form}")
+    print(f"{output / 'report.html'} shows what was kept and why not")
     return 0

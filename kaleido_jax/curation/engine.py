@@ -17,6 +17,7 @@ from kaleido_jax.curation import assemble
 from kaleido_jax.curation.dataset import SPLITS, describe
 from kaleido_jax.curation.readers import read
 from kaleido_jax.curation.records import Clip, Source, stable_id
+from kaleido_jax.curation.report import write_report
 from kaleido_jax.curation.settings import Curation
 from kaleido_jax.curation.stages import Stage, clip_id, counted, find_shots, read_clip, stages
 from kaleido_jax.curation.store import Store, write_bytes
@@ -80,7 +81,8 @@ def curate(config: Curation, folder: Path, output: Path, runner: Runner | None =
     counters: dict[str, int] = {}
     engine = _Plain() if runner is None else _Beam(runner)
     engine.stages(sources, store, config, counters)
-    _assemble(engine, sources, store, config, output, counters)
+    _assemble(engine, sources, store, config, output)
+    write_report(output)
     _remove_leftovers(output)
     return dict(sorted(counters.items()))
 
@@ -101,7 +103,7 @@ def _described(config: Curation) -> dict[str, Any]:
     return {**to_json(config), "models": models}
 
 
-def _assemble(engine, sources, store: Store, config: Curation, output: Path, counters: dict[str, int]) -> None:
+def _assemble(engine, sources, store: Store, config: Curation, output: Path) -> None:
     """Shards, audit table and descriptions, made in a folder of their own that takes its name when it is whole."""
     everything = [entry for source in sources for entry in entries(source, store)]
     fingerprint = stable_id(*sorted(f"{entry.id} {entry.dropped}" for entry in everything))
@@ -114,7 +116,7 @@ def _assemble(engine, sources, store: Store, config: Curation, output: Path, cou
     shards: dict[int, list[assemble.Entry]] = {number: [] for number in range(config.shards)}
     for entry in everything:
         shards[assemble.shard_of(entry.id, config.shards)].append(entry)
-    results = engine.shards(shards, store, whole, config, folder, counters)
+    results = engine.shards(shards, store, whole, config, folder)
     results = sorted(results, key=lambda result: result["number"])
     if not sum(result["pretrain"][0] for result in results):
         raise InputError(f"nothing is left of {len(sources)} videos; {output / 'work'} holds why, clip by clip.")
@@ -150,7 +152,7 @@ class _Plain:
                         counters[name] = counters.get(name, 0) + 1
                 store.write_clip(clip, config.frames.fps, config.frames.quality)
 
-    def shards(self, shards, store, whole, config, folder, counters) -> list[Mapping[str, Any]]:
+    def shards(self, shards, store, whole, config, folder) -> list[Mapping[str, Any]]:
         return [assemble.write_shard(store, number, group, whole, config, folder) for number, group in shards.items()]
 
 
@@ -183,7 +185,7 @@ class _Beam:
 
         self._run(build, counters)
 
-    def shards(self, shards, store, whole, config, folder, counters) -> list[Mapping[str, Any]]:
+    def shards(self, shards, store, whole, config, folder) -> list[Mapping[str, Any]]:
         beam = self._beam
         groups = list(shards.items())
 
@@ -195,7 +197,7 @@ class _Beam:
                 | "write shards" >> beam.MapTuple(lambda n, group: _shard(store, n, group, whole, config, folder))
             )
 
-        self._run(build, counters)
+        self._run(build, {})
         return [json.loads((folder / f"shard-{number:05d}.json").read_text()) for number, _ in groups]
 
     def _run(self, build: Callable[[Any], None], counters: dict[str, int]) -> None:

@@ -43,13 +43,12 @@ def choose(weights: Mapping[T, float], *parts: Any) -> T:
 class Mark:
     """What a data set already says of a subject of a video.
 
-    phrase: its class. box: (x0, y0, x1, y1) in pixels of the cropped video. mask: bool [h, w] of the marked frame, or
-    None. scores: whatever was measured.
+    phrase: its class. mask: of the marked frame of the cropped video, run-length encoded as `rle` does, or None.
+    scores: whatever was measured.
     """
 
     phrase: str
-    box: tuple[float, float, float, float]
-    mask: np.ndarray | None = None
+    mask: Mapping[str, Any] | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
 
 

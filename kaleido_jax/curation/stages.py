@@ -11,12 +11,13 @@ from functools import cache, partial
 
 import numpy as np
 
-from kaleido_jax.curation import filters, pictures, slicing
+from kaleido_jax.curation import filters, pictures, rle, slicing
 from kaleido_jax.curation.decoding import Decoder, Limits, Undecodable
 from kaleido_jax.curation.models.protocol import Found, loaded
 from kaleido_jax.curation.records import Candidate, Clip, Drop, Source, stable_id
 from kaleido_jax.curation.settings import Curation
 from kaleido_jax.curation.taxonomy import default_taxonomy
+from kaleido_jax.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -169,10 +170,13 @@ def _marked(clip: Clip) -> Clip:
         ).scored(**{f"given_{name}": float(value) for name, value in mark.scores.items()})
         if not one.category:
             one = one.drop("taxonomy", "no known subject")
-        if mark.mask is None or not mark.mask.any():
-            candidates.append(one.drop("segmentation", "empty mask") if one.dropped is None else one)
+        try:
+            mask = None if mark.mask is None else pictures.resized_mask(rle.decode(mark.mask), height, width)
+        except InputError:
+            mask = None
+        if mask is None or not mask.any():
+            candidates.append(one.drop("segmentation", "no mask") if one.dropped is None else one)
             continue
-        mask = pictures.resized_mask(mark.mask, height, width)
         candidates.append(replace(one, masks=mask[None], box=pictures.box_of(mask)))
     return replace(clip, candidates=tuple(candidates))
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from kaleido_jax.curation import pictures
 from kaleido_jax.curation.records import Candidate, Clip, Source
@@ -22,6 +23,8 @@ from kaleido_jax.curation.stages import Shots
 from kaleido_jax.errors import StorageError
 from kaleido_jax.media.storage import written_whole
 from kaleido_jax.media.video import write_mp4
+
+THUMBNAIL = 160  # pixels of the longer side
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,10 @@ class Store:
     def write_clip(self, clip: Clip, fps: float, quality: int) -> None:
         """The clip's facts; and, where a subject of it is kept, its video, key frames, masks and plate."""
         members: dict[str, bytes] = {"facts.json": json.dumps(facts(clip), sort_keys=True).encode()}
+        if len(clip.frames):
+            small = Image.fromarray(np.ascontiguousarray(clip.frames[clip.keys[0]]))
+            small.thumbnail((THUMBNAIL, THUMBNAIL))
+            members["thumbnail.png"] = pictures.png(np.asarray(small))
         if clip.dropped is None and clip.kept:
             with tempfile.TemporaryDirectory() as folder:
                 write_mp4(Path(folder, "video.mp4"), clip.frames, round(fps), quality)
@@ -73,6 +80,12 @@ class Store:
         """What `facts` said of the clip when it was written."""
         return json.loads(self._member(clip, "facts.json"))
 
+    def thumbnail(self, clip: str) -> np.ndarray | None:
+        """A small picture of any clip that could be decoded, the dropped ones too."""
+        if "thumbnail.png" not in self._names(clip):
+            return None
+        return pictures.from_png(self._member(clip, "thumbnail.png"))
+
     def video(self, clip: str) -> bytes:
         return self._member(clip, "video.mp4")
 
@@ -87,6 +100,10 @@ class Store:
 
     def plate(self, clip: str) -> np.ndarray:
         return pictures.from_png(self._member(clip, "plate.png"))
+
+    def _names(self, clip: str) -> list[str]:
+        with zipfile.ZipFile(self.clip_path(clip)) as archive:
+            return archive.namelist()
 
     def _member(self, clip: str, name: str) -> bytes:
         try:

@@ -44,7 +44,9 @@ def test_draws_are_even_and_fixed():
 
 def scan(shots: list[int]) -> Scan:
     """Shots of so many frames each, every one in a colour of its own, four frames a second."""
-    frames = np.concatenate([noise(count, 16, 40 * n, 40 * n + 60, seed=n) for n, count in enumerate(shots)])
+    frames = np.concatenate(
+        [noise(count, 16, (0, 150, 60)[n], (0, 150, 60)[n] + 60, seed=n) for n, count in enumerate(shots)]
+    )
     times = np.arange(len(frames)) / 4
     return Scan(frames=frames, times=times, end=len(frames) / 4, height=16, width=16)
 

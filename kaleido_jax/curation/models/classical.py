@@ -69,7 +69,15 @@ def moving(
     plate = np.median(frames, axis=0)
     difference = np.abs(frames.astype(np.int16) - plate.astype(np.int16)).max(-1)
     touched = filled((frames.max(0).astype(np.int16) - frames.min(0)).max(-1) > 2 * NOISE, closing)
-    return np.stack([filled(frame > NOISE, closing) & touched for frame in difference]), touched, difference
+    changed = (difference > NOISE) & ~shaded(frames, plate)
+    return np.stack([filled(frame, closing) & touched for frame in changed]), touched, difference
+
+
+def shaded(frames: UInt8[np.ndarray, "f h w 3"], plate: np.ndarray) -> Bool[np.ndarray, "f h w"]:
+    """Where a frame is the scene, but darker by nearly the same factor in every channel: shadows."""
+    factor = (frames.astype(np.float32) + 8) / (plate.astype(np.float32) + 8)
+    darker = (factor.mean(-1) > 0.4) & (factor.mean(-1) < 0.97)
+    return darker & (factor.max(-1) - factor.min(-1) < 0.12)
 
 
 def parts(mask: Bool[np.ndarray, "h w"], least: float) -> list[np.ndarray]:
@@ -109,8 +117,9 @@ class MovingSubjects:
         for key in keys:
             blobs = parts(seen[key], self.least)
             if wanted == 1 and blobs:
-                # One subject may fall into pieces; a second one of nearly its size would be another subject.
-                blobs = [np.any([blob for blob in blobs if blob.sum() > 0.2 * blobs[0].sum()], axis=0)]
+                # Small pieces beside the largest are its own; a second one of some size is another subject.
+                large = [blob for blob in blobs if blob.sum() > 0.25 * blobs[0].sum()]
+                blobs = [np.any(blobs, axis=0)] if len(large) == 1 else []
             if len(blobs) != wanted:
                 blobs = []
             blobs.sort(key=lambda blob: pictures.box_of(blob)[0])

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from kaleido_jax.curation.readers import folders
+from kaleido_jax.curation.readers import folders, tables
 from kaleido_jax.curation.records import Source
 from kaleido_jax.curation.settings import Curation
 from kaleido_jax.errors import InputError, UsageError, unknown_name
@@ -13,6 +13,9 @@ READERS: dict[str, Callable[[Path], Iterator[Source]]] = {
     "folder": folders.plain,
     "kaleido": folders.kaleido,
     "identities": folders.identities,
+    "opens2v": tables.opens2v,
+    "openvid": tables.openvid,
+    "webdataset": tables.webdataset,
 }
 
 
