@@ -178,6 +178,8 @@ def torch_programs(case: Case, platform: str, inputs: Any) -> dict[str, dict[str
         return made | {names[1]: "is for GPUs"}
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
+    torch.compiler.reset()  # every problem is compiled for its own shape
+    torch.cuda.empty_cache()
     compiled, build = torch.compile(flex_attention), torch.compile(create_block_mask)
 
     def flex():
