@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from kaleido_jax.cli.parts import part
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments; imports nothing heavy."""
@@ -24,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shard-size", type=_positive, default=256, metavar="N", help="samples a shard (default: 256)")
     parser.add_argument("--workers", type=_positive, default=2, metavar="N", help="samples read at a time (default: 2)")
     parser.add_argument(
-        "--part", type=_part, default=(0, 1), metavar="I/N", help="write the I-th of N parts, from 1: one job for each"
+        "--part", type=part, default=(0, 1), metavar="I/N", help="write the I-th of N parts, from 1: one job for each"
     )
     parser.add_argument(
         "--most-rejected", type=_share, default=0.05, metavar="X", help="share of a shard's samples (default: 0.05)"
@@ -36,13 +38,6 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return value
-
-
-def _part(text: str) -> tuple[int, int]:
-    index, _, count = text.partition("/")
-    if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a part such as 2/8")
-    return int(index) - 1, int(count)
 
 
 def _share(text: str) -> float:

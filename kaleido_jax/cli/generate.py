@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kaleido_jax.cli.describe import add_describer
+from kaleido_jax.cli.parts import part
 from kaleido_jax.errors import ExitCode, InputError, KaleidoError, UsageError, printable
 
 # Nothing heavy here: `kaleido generate --help` imports this module.
@@ -102,6 +103,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "tensor (heads), such as data=2,sequence=4; -1 takes all that are left",
     )
     add_describer(parser, required=False)
+    parser.add_argument(
+        "--part", type=part, default=(0, 1), metavar="I/N", help="with --prompts: every N-th of them, from the I-th on"
+    )
     parser.add_argument("--overwrite", action="store_true", help="make it again and replace what is there")
 
 
@@ -171,7 +175,8 @@ def _jobs(args: argparse.Namespace) -> "Iterator[Job]":
     if args.prompts is not None:
         if args.prompt is not None or args.reference:
             raise UsageError("--prompts brings its own prompts and references; leave out --prompt and --reference.")
-        yield from jobs.read_jobs(args.prompts, args.out or Path("outputs"), settings)
+        index, count = args.part
+        yield from jobs.read_jobs(args.prompts, args.out or Path("outputs"), settings)[index::count]
         return
     if args.scene is not None:
         from kaleido_jax.pipeline.scene_file import read_scene
