@@ -32,6 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="VBench's {file name: prompt} of a flat folder")
     parser.add_argument("--opens2v", type=Path, metavar="FILE", help="a case JSON of OpenS2V-Eval")
     parser.add_argument("--opens2v-pictures", type=Path, metavar="FOLDER", help="what its img_paths are relative to")
+    parser.add_argument(
+        "--world-detector", action="store_true",
+        help="find the subjects of the procedural world's cases that have no masks, from what they look like",
+    )  # fmt: skip
     parser.add_argument("--temporal-encoder", default="clip", metavar="ROLE", help="of temporal consistency")
     parser.add_argument(
         "--undetected", choices=("zero", "skip"), default="zero",
@@ -72,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
         "temporal_encoder": args.temporal_encoder,
         "undetected": tools.undetected,
         "over_references": args.over_references,
+        "world_detector": args.world_detector,
         "present": args.present,
         "as_published": args.as_published,
         "cut_out": "smallest square around the mask, white outside it",
@@ -140,6 +145,7 @@ def _tools(args: argparse.Namespace, names: list[str]):
         head = encoders.load_head(args.aesthetic_head)
     return Tools(
         encoders=loaded, text=text, features=features, head=head, temporal_role=args.temporal_encoder,
+        world_detector=args.world_detector,
         present=args.present, over_references=args.over_references,
         # As OpenS2V's code: a frame in which nothing is found is left out.
         undetected="skip" if args.as_published else args.undetected,

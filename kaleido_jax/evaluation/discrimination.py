@@ -205,10 +205,26 @@ QUESTIONS: Mapping[str, Question] = {
 }  # fmt: skip
 
 
-def discriminate(world: World, tools: Tools, pairs: int) -> Iterator[tuple[str, float, float, float]]:
-    """(question, area under the ROC curve, its 95 % interval) for each of QUESTIONS, from `pairs` pairs of videos."""
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """How well a score tells a question's two sides apart: the area under the ROC curve with its 95 % interval, and the
+    median score of each side."""
+
+    name: str
+    area: float
+    low: float
+    high: float
+    right: float
+    wrong: float
+
+
+def discriminate(world: World, tools: Tools, pairs: int) -> Iterator[Answer]:
+    """The answer to each of QUESTIONS, from `pairs` pairs of videos."""
     maker = Maker(world, tools)
     for name, question in QUESTIONS.items():
         scores = np.array([[question.score(side) for side in question.pair(maker, i)] for i in range(pairs)])
-        right, wrong = scores.T if question.higher else -scores.T
-        yield name, *auc_interval(right, wrong)
+        right, wrong = scores.T
+        area, low, high = auc_interval(right, wrong) if question.higher else auc_interval(wrong, right)
+        yield Answer(
+            name=name, area=area, low=low, high=high, right=float(np.median(right)), wrong=float(np.median(wrong))
+        )  # fmt: skip

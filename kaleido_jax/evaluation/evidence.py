@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from kaleido_jax.errors import InputError, printable
+from kaleido_jax.evaluation.detection import world_masks
 from kaleido_jax.evaluation.encoders import ClipText, Encoder
 from kaleido_jax.evaluation.metrics.similarity import cosines
 from kaleido_jax.evaluation.runs import RunCase
@@ -32,7 +33,9 @@ class Tools:
     encoders: by role. text: CLIP's text tower, for CLIP-T. features: folders of features that other programs made, by
     name: <case>.npz with `frames` [f, d] and `references` [r, d], and `seen` bool [f] where a face was found. head:
     (weight [1, d], bias [1]) of the aesthetic predictor. temporal_role: the encoder of temporal consistency.
-    present: similarity from which an instance is taken for a subject.
+    world_detector: whether cases of the procedural world without masks are searched for their subjects.
+    present: similarity from which an instance is taken for a subject. undetected: what a frame counts without the
+    subject, "zero" or "skip". over_references: "mean" or "max", of S2V Decoupling.
     """
 
     encoders: Mapping[str, Encoder] = field(default_factory=dict)
@@ -40,6 +43,7 @@ class Tools:
     features: Mapping[str, Path] = field(default_factory=dict)
     head: tuple[np.ndarray, np.ndarray] | None = None
     temporal_role: str = "clip"
+    world_detector: bool = False
     present: float = 0.5
     undetected: str = "zero"
     over_references: str = "mean"
@@ -108,6 +112,8 @@ class Evidence:
     def masks(self) -> tuple[np.ndarray, np.ndarray]:
         """Instances uint8 `[f, h, w]` and the subject that each was found as. NotApplicable if there are none."""
         masks = self._shown.masks
+        if masks is None and self.tools.world_detector and self.case.world is not None:
+            masks = world_masks(self.video, self.case.world)
         if masks is None:
             raise NotApplicable("the case has no masks, which tell the subjects from the background")
         return masks

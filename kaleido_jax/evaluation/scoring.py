@@ -186,7 +186,7 @@ def _lacking(case: RunCase, needs: Sequence[str], tools: Tools) -> str | None:
     for need in needs:
         if need == "references" and not case.references:
             return "the case has no references"
-        if need == "masks" and case.masks is None:
+        if need == "masks" and case.masks is None and not (tools.world_detector and case.world):
             return "the case has no masks, which tell the subjects from the background"
         if need == "prompt" and (not case.prompt or tools.text is None):
             return "there is no prompt, or no CLIP with a text tower"

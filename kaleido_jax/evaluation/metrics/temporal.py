@@ -62,10 +62,7 @@ def motion_smoothness(video: Video, interpolate: Callable[[np.ndarray, np.ndarra
     middles = range(1, len(video) - 1, 2)
     if not middles:
         return 1.0
-    errors = [
-        np.abs(interpolate(video[i - 1], video[i + 1]).astype(np.float64) - video[i].astype(np.float64)).mean()
-        for i in middles
-    ]
+    errors = [np.abs(interpolate(video[i - 1], video[i + 1]).astype(np.float32) - video[i]).mean() for i in middles]
     return float((255 - np.mean(errors)) / 255)
 
 

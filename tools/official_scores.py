@@ -1,0 +1,238 @@
+"""Compare scores with the code of VBench and torchmetrics: equal frames, equal random weights.
+
+    python tools/official_scores.py
+    python tools/official_scores.py --tiny
+
+It needs `vbench` and `torchmetrics` beside kaleido_jax and its test extra, in an environment of its own: VBench asks
+for numpy below 2 in its metadata and runs without that (`pip install --no-deps vbench torchmetrics
+lightning-utilities openai-clip decord omegaconf`, torchvision, OpenCV). What is not installed is left out, and said.
+
+Each line has both values, how far they are apart (the project's limit is 1e-4), and how many frames a second each
+scores, without loading and compiling.
+"""
+
+import argparse
+import contextlib
+import importlib
+import importlib.metadata
+import importlib.util
+import io
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+import torch
+import transformers
+
+from kaleido_jax.data.world import World
+from kaleido_jax.evaluation.encoders import ClipText, load_vision
+from kaleido_jax.evaluation.metrics import similarity, temporal
+from kaleido_jax.models.text.clip.tokenizer import END, START
+from kaleido_jax.models.vision import Preprocessing
+from kaleido_jax.testing import randomise
+
+LIMIT = 1e-4
+WORDS = ("a", "red", "dog", "runs", "on", "the", "beach")
+PROMPT = "a red dog runs on the beach"
+
+Row = tuple[str, str, Callable[[np.ndarray], float], Callable[[np.ndarray], float]]
+
+
+class Official:
+    """transformers' models in the shapes that the official code calls: DINO, CLIP, and CLIP's processor."""
+
+    def __init__(self, folder: Path, *, tiny: bool):
+        small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+        dino = small if tiny else {**_sizes(384), "num_attention_heads": 6}
+        options = transformers.ViTConfig(**dino, image_size=224, patch_size=16, layer_norm_eps=1e-6)
+        self.dino_model = randomise(transformers.ViTModel(options, add_pooling_layer=False), seed=0)
+        vision = small if tiny else _sizes(768)
+        text = {**(small if tiny else {**_sizes(512), "num_attention_heads": 8}), "vocab_size": len(WORDS) + 2}
+        ids = {"bos_token_id": len(WORDS), "eos_token_id": len(WORDS) + 1, "pad_token_id": len(WORDS) + 1}
+        config = transformers.CLIPConfig(
+            vision_config={**vision, "image_size": 224, "patch_size": 32, "hidden_act": "quick_gelu"},
+            text_config={**text, **ids, "hidden_act": "quick_gelu"},
+            projection_dim=512,
+        )
+        self.clip_model = transformers.CLIPModel(config).eval()
+        for seed, tower in enumerate(self.clip_model.children()):
+            randomise(tower, seed=seed)
+        self.head = randomise(torch.nn.Linear(512, 1))
+        for model, name in ((self.dino_model, "dino"), (self.clip_model, "clip")):
+            model.save_pretrained(folder / name)
+        tokenizer = tokenizers.Tokenizer(
+            tokenizers.models.WordLevel({w: i for i, w in enumerate((*WORDS, START, END))}, unk_token=END)
+        )
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+        tokenizer.save(str(folder / "clip" / "tokenizer.json"))
+        self._pictures = transformers.CLIPImageProcessorPil()
+
+    def dino(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.dino_model(pixels).last_hidden_state[:, 0]
+
+    def eval(self) -> "Official":  # VBench calls it of CLIP
+        return self
+
+    def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return _features(self.clip_model.get_image_features(pixels))
+
+    def process(self, text: Any = None, images: Any = None, **_: Any) -> dict[str, torch.Tensor]:
+        if images is not None:
+            return self._pictures(images=images, return_tensors="pt")
+        rows = [[len(WORDS), *(WORDS.index(word) for word in line.split()), len(WORDS) + 1] for line in text]
+        return {
+            "input_ids": torch.tensor(rows),
+            "attention_mask": torch.ones(len(rows), len(rows[0]), dtype=torch.long),
+        }
+
+    def torchmetrics(self) -> tuple[Any, Any]:
+        """What torchmetrics takes in place of a name: a model whose features are tensors, and a processor."""
+        outer = self
+
+        class Model:
+            config = outer.clip_model.config
+            to = lambda self, device: self
+            get_image_features = staticmethod(lambda x: _features(outer.clip_model.get_image_features(x)))
+            get_text_features = staticmethod(lambda x, mask: _features(outer.clip_model.get_text_features(x, mask)))
+
+        return Model(), self.process
+
+
+def _sizes(dim: int) -> dict[str, int]:
+    return {"hidden_size": dim, "intermediate_size": 4 * dim, "num_hidden_layers": 12, "num_attention_heads": 12}
+
+
+def _features(out: Any) -> torch.Tensor:
+    """transformers 5 wraps the features."""
+    return out if isinstance(out, torch.Tensor) else out.pooler_output
+
+
+def vbench_rows(official: Official, folder: Path) -> Iterator[Row]:
+    dino, clip = load_vision(folder / "dino"), load_vision(folder / "clip")
+    version = f"VBench {importlib.metadata.version('vbench')}"
+    module = lambda name: importlib.import_module(f"vbench.{name}")
+
+    def fed(name: str, video: np.ndarray) -> Any:
+        """A module of VBench whose reader gives this video."""
+        found = module(name)
+        found.load_video = lambda path: torch.from_numpy(video).permute(0, 3, 1, 2)
+        return found
+
+    yield (
+        "subject_consistency", version,
+        lambda v: temporal.vbench_consistency(dino(list(v), Preprocessing.vbench_dino())),
+        lambda v: fed("subject_consistency", v).subject_consistency(official.dino, ["x"], "cpu", False)[0],
+    )  # fmt: skip
+    yield (
+        "background_consistency", version,
+        lambda v: temporal.vbench_consistency(clip(list(v), Preprocessing.vbench_clip())),
+        lambda v: fed("background_consistency", v).background_consistency(official, None, ["x"], "cpu", False)[0],
+    )  # fmt: skip
+    weight, bias = (x.detach().numpy() for x in official.head.parameters())
+
+    def aesthetic(video: np.ndarray) -> float:
+        rows = similarity.unit(clip(list(video), Preprocessing.vbench_clip()))
+        return float((rows @ weight[0] + bias[0]).mean() / 10)
+
+    yield (
+        "aesthetic_quality", version, aesthetic,
+        lambda v: fed("aesthetic_quality", v).laion_aesthetic(official.head, official, ["x"], "cpu")[0],
+    )  # fmt: skip
+
+    def flickering(video: np.ndarray) -> float:
+        found = module("temporal_flickering")
+        found.get_frames = lambda path: list(video)
+        return found.cal_score("x")
+
+    yield "temporal_flickering", version, temporal.temporal_flickering, flickering
+
+    def smoothness(video: np.ndarray) -> float:
+        found = module("motion_smoothness")
+        judge = found.MotionSmoothness.__new__(found.MotionSmoothness)
+        judge.fp = found.FrameProcess()
+        frames = [frame for pair in zip(video[::2], video[2::2]) for frame in (pair[0], _halfway(*pair))]
+        return (255.0 - judge.vfi_score(list(video), [*frames, video[-1]])) / 255.0
+
+    yield (
+        "motion_smoothness (form)", version,
+        lambda v: temporal.motion_smoothness(v, _halfway), smoothness,
+    )  # fmt: skip
+
+
+def _halfway(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    return temporal.halfway(before, after).astype(np.uint8)
+
+
+def torchmetrics_rows(official: Official, folder: Path) -> Iterator[Row]:
+    from torchmetrics.functional.multimodal import clip_score
+
+    clip, text = load_vision(folder / "clip"), ClipText(folder / "clip")
+    version = f"torchmetrics {importlib.metadata.version('torchmetrics')}"
+    tensors = lambda video: list(torch.from_numpy(video).permute(0, 3, 1, 2))
+
+    def theirs(source: list, target: list) -> float:
+        with torch.no_grad():
+            return float(clip_score(source, target, model_name_or_path=official.torchmetrics)) / 100
+
+    yield (
+        "clip_t", version, lambda v: similarity.text_similarity(clip(list(v)), text(PROMPT)),
+        lambda v: theirs(tensors(v), [PROMPT] * len(v)),
+    )  # fmt: skip
+    yield (
+        "temporal_consistency (and CLIP-I)", version, lambda v: temporal.temporal_consistency(clip(list(v))),
+        lambda v: theirs(tensors(v)[1:], tensors(v)[:-1]),
+    )  # fmt: skip
+
+
+def measured(score: Callable[[np.ndarray], float], videos: list[np.ndarray]) -> tuple[list[float], float]:
+    """The scores, and frames a second after a first video that compiles."""
+    score(videos[0])
+    began = time.perf_counter()
+    values = [score(video) for video in videos]
+    return values, sum(map(len, videos)) / (time.perf_counter() - began)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tiny", action="store_true", help="small encoders: the values alone, speeds say nothing")
+    parser.add_argument("--videos", type=int, default=2)
+    arguments = parser.parse_args()
+    logging.disable(logging.INFO)
+    videos = [World(96, 17).sample(seed, "heldout").video for seed in range(arguments.videos)]
+    worst = 0.0
+    print("| score | official code | theirs | ours | apart | frames/s theirs | ours | ratio |")
+    print("|---|---|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        official = Official(folder, tiny=arguments.tiny)
+        for package, rows in (("vbench", vbench_rows), ("torchmetrics", torchmetrics_rows)):
+            if importlib.util.find_spec(package) is None:
+                print(f"{package} is not installed; its scores are left out", file=sys.stderr)
+                continue
+            for name, version, ours, theirs in rows(official, folder):
+                try:
+                    with contextlib.redirect_stderr(io.StringIO()):  # progress bars
+                        expected, their_speed = measured(theirs, videos)
+                except ImportError as error:
+                    print(f"{name} is left out: {version} needs {error.name}", file=sys.stderr)
+                    continue
+                found, our_speed = measured(ours, videos)
+                apart = float(np.abs(np.array(expected) - found).max())
+                worst = max(worst, apart)
+                print(
+                    f"| {name} | {version} | {np.mean(expected):.6f} | {np.mean(found):.6f} | {apart:.1e} "
+                    f"| {their_speed:.1f} | {our_speed:.1f} | {our_speed / their_speed:.2f} |",
+                    flush=True,
+                )
+    return 1 if worst > LIMIT else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
