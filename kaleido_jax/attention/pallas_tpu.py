@@ -93,15 +93,17 @@ def _vectors(bits: Array, sample: Array | None, rows: int, block: int) -> Int32[
 def _prepare(q, k, v, visibility: Visibility | None, scale: float, sizes: BlockSizes) -> tuple[_Operands, _Sizes]:
     if q.dtype == jnp.float16:  # the matrix units have bfloat16 and float32 only
         q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
-    block_q = block_length(q.shape[1], sizes.queries, LANES)
-    block_k = block_length(k.shape[1], sizes.keys, LANES)
+    block_q, block_k = block_length(q.shape[1], sizes.queries, LANES), block_length(k.shape[1], sizes.keys, LANES)
     visibility = fill_blocks(visibility, q.shape[1], k.shape[1], block_q, block_k)
     rows = max(x.shape[0] for x in visibility if x is not None)
     lists = block_lists(visibility, block_q, block_k)
+    # One after the other: a transposition may be two copies, and those of only one array are to exist at a time.
+    keys, v = jax.lax.optimization_barrier((_heads_first(k, block_k), v))
+    values, q = jax.lax.optimization_barrier((_heads_first(v, block_k), q))
     operands = _Operands(
         _heads_first(q, block_q),
-        _heads_first(k, block_k),
-        _heads_first(v, block_k),
+        keys,
+        values,
         _vectors(visibility.reads, visibility.q_sample, rows, block_q),
         _vectors(visibility.groups, visibility.k_sample, rows, block_k),
         *(words.reshape(-1, 1, words.shape[2]) for words in lists),
