@@ -27,7 +27,7 @@ from kaleido_jax.typing import UInt8
 
 T = TypeVar("T")
 # What is asked: texts and pictures, in order.
-Question: TypeAlias = Sequence[str | UInt8[np.ndarray, "h w 3"]]
+Question: TypeAlias = Sequence[str | UInt8[np.ndarray, "_ _ 3"]]
 
 MOST_BYTES = 4_000_000  # of an answer
 LONGEST_WAIT = 60.0  # seconds that a server may ask us to wait

@@ -38,13 +38,25 @@ MAY_IMPORT = {
     "bundle": WEIGHTS | {"bundle"},
     "testing": WEIGHTS | {"bundle", "testing"},
     **dict.fromkeys(
-        ("training", "curation", "evaluation", "pipeline"),
-        WEIGHTS | {"media", "data", "bundle", "training", "curation", "evaluation", "pipeline"},
+        ("training", "curation", "evaluation", "pipeline", "preference"),
+        WEIGHTS | {"media", "data", "bundle", "training", "curation", "evaluation", "pipeline", "preference"},
     ),
     **dict.fromkeys(
         ("cli", "demo"),
         WEIGHTS
-        | {"media", "data", "bundle", "training", "curation", "evaluation", "pipeline", "drawing", "cli", "demo"},
+        | {
+            "media",
+            "data",
+            "bundle",
+            "training",
+            "curation",
+            "evaluation",
+            "pipeline",
+            "preference",
+            "drawing",
+            "cli",
+            "demo",
+        },
     ),
 }
 # Narrower than the arrows, as (files, what they must not import, why).

@@ -17,6 +17,7 @@ COMMANDS = {
     "train": "train a model, or go on with a run",
     "data": "encode a data set before training",
     "plan": "say what a training step takes of chips that need not be there",
+    "pairs": "make, judge and select preference pairs",
     "describe": "say what a target changes of a reference, as a prompt",
     "curate": "make training data of a folder of videos",
     "layout": "draw the token layout, positions and attention mask of a method",

@@ -17,7 +17,7 @@ MOST_FRAMES = 8  # of a clip that are shown, spread over it
 MOST_CHARACTERS = 1500  # of a prompt that a model writes
 
 # A picture [h, w, 3], a clip [f, h, w, 3], or a text that says what shall be seen.
-Shown: TypeAlias = UInt8[np.ndarray, "h w 3"] | UInt8[np.ndarray, "f h w 3"] | str
+Shown: TypeAlias = UInt8[np.ndarray, "_ _ 3"] | UInt8[np.ndarray, "_ _ _ 3"] | str
 
 
 @runtime_checkable

@@ -12,7 +12,7 @@ before any tuning, so the reconstruction is the answer's negative.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 
@@ -20,7 +20,7 @@ from kaleido_jax import masks, rope
 from kaleido_jax.errors import UsageError
 from kaleido_jax.layout import Grid, Segment, TokenLayout, patchify, unpatchify
 from kaleido_jax.methods.cache import part
-from kaleido_jax.methods.method import Condition, Method, contents, make_table, segment_times
+from kaleido_jax.methods.method import Condition, Decode, Method, contents, make_table, segment_times
 from kaleido_jax.table import TokenTable
 from kaleido_jax.typing import AnyArray, Array, Float
 
@@ -34,6 +34,8 @@ class ContextAnyone(Method):
     scheme, beta: Gap-RoPE, and its gap. Other schemes of `rope.SCHEMES` know no beta.
     reconstruction: scales lambda = f_r / f_v, the latent frames of the reference over the video's; 0 leaves the
         reconstruction out of the loss.
+    reconstruction_on: "latents", or decoded "pixels", at the price of the decoder in each step. The paper writes its
+        L2 on the reference's latents and draws it behind the decoder.
     """
 
     name: ClassVar[str] = "contextanyone"
@@ -42,6 +44,7 @@ class ContextAnyone(Method):
     scheme: str = "gap"
     beta: int = BETA
     reconstruction: float = 1.0
+    reconstruction_on: Literal["latents", "pixels"] = "latents"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,6 +57,27 @@ class ContextAnyone(Method):
     @property
     def reconstructs(self) -> bool:
         return True
+
+    @property
+    def decodes(self) -> bool:
+        return self.reconstruction_on == "pixels" and self.reconstruction > 0
+
+    def _weights(self, layout: TokenLayout, condition: Condition) -> Float[Array, "b r"]:
+        """Lambda for each reference, 0 for those that are absent."""
+        frames = jnp.asarray(condition.reference_frames, jnp.float32)
+        return self.reconstruction * frames / float(layout.select("visual")[-1].grid[0])
+
+    def decoded_loss(
+        self, out: Float[Array, "b n p"], condition: Condition, *, layout: TokenLayout, patch: Grid, decode: Decode
+    ) -> Float[Array, "b"]:
+        """Lambda times the mean squared difference of the decoded references and their decoded reconstructions."""
+        total = jnp.zeros((out.shape[0],), jnp.float32)
+        weights, parts = self._weights(layout, condition), zip(layout.slices("visual"), layout.select("visual"))
+        for index, ((piece, segment), reference) in enumerate(zip(parts, condition.references)):
+            painted = decode(-unpatchify(out[:, piece], segment.grid, patch)).astype(jnp.float32)
+            error = jnp.square(painted - decode(reference).astype(jnp.float32))
+            total = total + weights[:, index] * error.mean(axis=(1, 2, 3, 4))
+        return total
 
     def prompts(self, prompt: str) -> tuple[str, ...]:
         """One prompt, or "REFERENCE || VIDEO": what the painted reference shows, and what the video does.
@@ -89,9 +113,7 @@ class ContextAnyone(Method):
             text_lengths=condition.text_lengths,
             subjects=condition.subjects,
         )
-        segments = layout.select("visual")
-        frames = jnp.asarray(condition.reference_frames, jnp.float32)
-        weight = self.reconstruction * frames / float(segments[-1].grid[0])
+        weight = self._weights(layout, condition) * float(not self.decodes)
         two = len(layout.select("text")) == 2
         return make_table(
             layout,

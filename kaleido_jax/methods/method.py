@@ -23,6 +23,9 @@ from kaleido_jax.typing import AnyArray, Array, Float, Int
 # network(tokens, table, text, *, layout, image) -> velocity of the target segments' tokens.
 Network: TypeAlias = Callable[..., Array]
 
+# Latents [b, f, h, w, z] as pixels, not clipped.
+Decode: TypeAlias = Callable[[Array], Array]
+
 # What stands for "no reference" has the middle of the range of a byte in every pixel: zero in [-1, 1], within half a
 # step. (A paper's "zero pixels" could also mean black.)
 EMPTY_BYTE = 128
@@ -77,6 +80,17 @@ class Method(abc.ABC):
 
     @abc.abstractmethod
     def layout(self, video: Grid, references: Sequence[Grid], *, texts: Sequence[int]) -> TokenLayout:
+    @property
+    def decodes(self) -> bool:
+        """Whether a part of the loss, `decoded_loss`, is on decoded pixels."""
+        return False
+
+    def decoded_loss(
+        self, out: Float[Array, "b n p"], condition: Condition, *, layout: TokenLayout, patch: Grid, decode: Decode
+    ) -> Float[Array, "b"]:
+        """What `decodes` adds to the loss of each sample, of the network's answer for the target segments."""
+        raise NotImplementedError(f"{self.name} has no loss on pixels")
+
         """The bucket for a video (all its shots along the frames), slots for references, and prompts of these lengths.
 
         Raises UsageError for what this method has no place for.
@@ -138,6 +152,7 @@ def losses(
     emphasis: Float[Array, "b n"] | None = None,
 ) -> Float[Array, "b"]:
     """The flow-matching loss of each sample.
+    decode: Decode | None = None,
 
     A segment's loss is the mean over its own tokens that are present; the method's weight is applied after that.
 
@@ -146,6 +161,7 @@ def losses(
       emphasis: how much each of the video's tokens counts in its mean; None: all alike.
     """
     level = method.levels(layout, times)[:, :, None, None, None]
+      decode: for a method of which a part of the loss is on pixels.
     table = method.table(layout, times, condition)
     tokens = method.tokens(flow.add_noise(clean, noise, level), condition, patch)
     out = network(tokens, table, condition.text, layout=layout, image=method.image(condition, patch))
@@ -166,6 +182,10 @@ def losses(
 
 
 def velocity(
+    if not method.decodes:
+        return loss
+    assert decode is not None, "this method's loss is on pixels: give decode"
+    return loss + method.decoded_loss(out, condition, layout=layout, patch=patch, decode=decode)
     method: Method,
     network: Network,
     x: Float[Array, "b f h w z"],

@@ -94,8 +94,24 @@ def time_frequencies(time: Float[Array, "*rows"], size: int) -> Float[Array, "*r
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
+class LowRank(nnx.Module):
+    """What a LoRA adds to a linear map beside it (arXiv:2106.09685): scale * x a b, the map itself untouched.
+
+    a [inputs, rank], b [rank, outputs], in stacked layers with a leading axis of layers.
+    """
+
+    def __init__(self, a: Float[Array, "*layers i r"], b: Float[Array, "*layers r o"], scale: float):
+        self.a, self.b = nnx.Param(a), nnx.Param(b)
+        self.scale = scale
+
+    def __call__(self, x: Float[Array, "*rows i"]) -> Float[Array, "*rows o"]:
+        return linear(linear(x, self.a[...]), self.b[...]) * self.scale
+
+
 class Linear(nnx.Module):
-    """kernel [inputs, outputs] and bias [outputs]."""
+    """kernel [inputs, outputs] and bias [outputs], and where one is tuned a low-rank change beside them."""
+
+    low_rank: LowRank | None = None
 
     def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs, *, init: Any = None, bias: bool = True):
         init = nnx.initializers.xavier_uniform() if init is None else init
@@ -103,7 +119,8 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32)) if bias else None
 
     def __call__(self, x: Float[Array, "*rows i"]) -> Float[Array, "*rows o"]:
-        return linear(x, self.kernel[...], None if self.bias is None else self.bias[...])
+        y = linear(x, self.kernel[...], None if self.bias is None else self.bias[...])
+        return y if self.low_rank is None else y + self.low_rank(x)
 
 
 class LayerNorm(nnx.Module):

@@ -7,6 +7,7 @@ from kaleido_jax.data.buckets import VideoBucket
 from kaleido_jax.models.text import UMT5Config
 from kaleido_jax.models.wan import WanConfig
 from kaleido_jax.parallel import MeshConfig
+from kaleido_jax.training.low_rank import LoraConfig
 from kaleido_jax.training.optimizer import OptimizerConfig
 
 
@@ -33,6 +34,7 @@ class DataConfig:
     text_tokens: int = 32
     text_embeddings: bool = False  # batches hold a frozen text encoder's output instead of token ids
     text_dropout: float = 0.1  # share of samples trained with the empty prompt, for guidance
+    cross_pairs: float = 1.0  # share whose references show their subjects anew; others' are cut out of the video
     reference_subsets: float = 0.2  # share of samples that are shown only some of their references
     workers: int = 0  # loader processes; 0 loads in threads of this one
 
@@ -54,7 +56,7 @@ class DataConfig:
             raise ValueError("data.text_embeddings is False; encoded data holds a text encoder's output")
         for bucket in self.buckets:
             VideoBucket.parse(bucket)
-        for name in ("text_dropout", "reference_subsets", "single_shots", "unreadable"):
+        for name in ("text_dropout", "reference_subsets", "single_shots", "cross_pairs", "unreadable"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"data.{name} is a share in [0, 1], got {getattr(self, name)}")
 
@@ -107,6 +109,23 @@ class FlowConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PreferenceConfig:
+    """Tuning by preference pairs (Flow-DPO) instead of by samples, of a model that `start_from` names.
+
+    pairs: a file that `kaleido pairs select` wrote; empty: samples are trained on. beta: how far the model may go from
+    the reference model for a pair; AnyID gives none. Ours is for errors that are means over a clip's tokens: after
+    supervised tuning two clips' differ by some thousandths.
+    """
+
+    pairs: str = ""
+    beta: float = 500.0
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise ValueError(f"preference.beta must be positive, got {self.beta}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
     """How samples are drawn during training, and what the exported model does by default.
 
@@ -139,8 +158,18 @@ class Experiment:
     text: UMT5Config
     data: DataConfig = field(default_factory=DataConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def __post_init__(self) -> None:
+        if self.preference.pairs and not self.lora.rank:
+            raise ValueError(
+                "lora.rank is 0, but preference.pairs are trained on; the reference model is the one without the LoRA"
+            )
+        if self.lora.rank and not self.start_from:
+            raise ValueError(f"lora.rank is {self.lora.rank}, but start_from is empty; name the model that it changes")

@@ -15,6 +15,7 @@ import numpy as np
 
 from kaleido_jax.config import to_json
 from kaleido_jax.errors import ExitCode
+from kaleido_jax.porting import lora
 from kaleido_jax.training import sheets
 from kaleido_jax.training.groups import GroupSource, SceneSource
 from kaleido_jax.training.metrics import Metrics, Rate, duration, report
@@ -46,6 +47,8 @@ def train(run: Run, signals: Signals) -> ExitCode:
             return ExitCode.DIVERGED
         training.look_at_the_end()
     run.export(training.state, run.workdir / "model")
+    if run.experiment.lora.rank:
+        lora.write(run.workdir / "lora.safetensors", run.lora(training.state), overwrite=True)
     report(f"done: {training.step} steps, model in {run.workdir / 'model'}, compiled {run.programs.compiled}")
     return ExitCode.DONE
 

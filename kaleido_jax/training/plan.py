@@ -22,16 +22,16 @@ from kaleido_jax.layout import TokenLayout
 from kaleido_jax.methods.method import Method, losses
 from kaleido_jax.methods.registry import create as create_method
 from kaleido_jax.models.text import UMT5Encoder
-from kaleido_jax.models.vae import VAEConfig
+from kaleido_jax.models.vae import VAEConfig, WanVAE
 from kaleido_jax.models.wan import WanTransformer
 from kaleido_jax.parallel import MeshConfig, batch_shardings, shardings
 from kaleido_jax.parallel.chips import Chip
 from kaleido_jax.parallel.collectives import Traffic, traffic
 from kaleido_jax.parallel.flops import count, dense_attend
 from kaleido_jax.parallel.partition import bytes_per_device
-from kaleido_jax.training import step
+from kaleido_jax.training import low_rank, step
 from kaleido_jax.training.experiment import Experiment
-from kaleido_jax.training.state import Batch, create
+from kaleido_jax.training.state import Batch, create, joined
 
 # How often attention's two products are computed in a step: once forward, two and a half times backward, which makes
 # the scores again, and once more where nothing of it is kept.
@@ -91,6 +91,7 @@ class _Step:
     layout: TokenLayout
     state: Any
     batch: Batch
+    frozen: Any
 
     @property
     def function(self) -> Any:
@@ -157,6 +158,7 @@ def _abstract_step(experiment: Experiment) -> _Step:
             text_lengths=zeros(prompts),
             indices=zeros(),
             reference_frames=zeros(slots),
+            rejected=zeros(*latents, vae.z_dim, dtype=jnp.float32) if experiment.preference.pairs else None,
             image=zeros(_IMAGE_TOKENS, transformer.image_dim, dtype=jnp.bfloat16) if transformer.image_dim else None,
         )
 
@@ -170,13 +172,34 @@ def _abstract_step(experiment: Experiment) -> _Step:
         made["text"] = lambda: UMT5Encoder(experiment.text, nnx.Rngs(0))
     for name, make in made.items():
         graphs[name], weights[name] = abstract(make)
+    frozen: dict[str, Any] = {}
+    if experiment.lora.rank:
+        graphs["untuned"] = graphs["transformer"]
+        tuned = nnx.eval_shape(lambda: low_rank.attach(made["transformer"](), experiment.lora))
+        graphs["transformer"] = nnx.split(tuned)[0]
+        frozen = weights | {"transformer": _in_dtype(weights["transformer"], transformer.dtype)}
+        weights = {"transformer": _factors(experiment)}
+    if method.decodes:
+        graphs["vae"], frozen["vae"] = abstract(lambda: WanVAE(vae, nnx.Rngs(0)))
     state = jax.eval_shape(functools.partial(create, experiment.optimizer), weights)
-    return _Step(experiment, method, step.Networks(**graphs), layout, state, batch)
+    return _Step(experiment, method, step.Networks(**graphs), layout, state, batch, frozen)
+
+
+def _in_dtype(weights: dict[str, Any], dtype: str) -> dict[str, Any]:
+    return jax.eval_shape(functools.partial(low_rank.frozen_as, dtype), weights)
+
+
+def _factors(experiment: Experiment) -> dict[str, Any]:
+    rank, made = experiment.lora.rank, {}
+    for name, (layers, inputs, outputs) in low_rank.changed_kernels(experiment.transformer, experiment.lora).items():
+        made[f"{name}.low_rank.a"] = jax.ShapeDtypeStruct((layers, inputs, rank), jnp.float32)
+        made[f"{name}.low_rank.b"] = jax.ShapeDtypeStruct((layers, rank, outputs), jnp.float32)
+    return made
 
 
 def _compile(made: _Step, mesh: Mesh, platform: str, quick: bool = False) -> tuple[str, dict[str, int]]:
     """The compiled step's text ("" if it does not fit), and the bytes of one device by kind."""
-    places = shardings(made.state, mesh), batch_shardings(made.batch, mesh)
+    places = shardings(made.state, mesh), batch_shardings(made.batch, mesh), shardings(made.frozen, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
     placed = lambda tree, where: jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree, where
@@ -185,6 +208,7 @@ def _compile(made: _Step, mesh: Mesh, platform: str, quick: bool = False) -> tup
         placed(made.state, places[0]),
         placed(made.batch, places[1]),
         jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere),
+        placed(made.frozen, places[2]),
     )
     options = {"exec_time_optimization_effort": -1.0} if quick and platform == "tpu" else None
     with jax.set_mesh(mesh):
@@ -200,6 +224,7 @@ def _compile(made: _Step, mesh: Mesh, platform: str, quick: bool = False) -> tup
             temporary, text = int(float(needed[1]) * {"M": 2**20, "G": 2**30}[needed[2]]), ""
     size = lambda name: bytes_per_device(getattr(made.state, name), getattr(places[0], name))
     known = {"weights": size("parameters"), "average": size("average"), "moments": size("moments")}
+    known["weights"] += bytes_per_device(made.frozen, places[2])
     return text, known | {"batch": bytes_per_device(made.batch, places[1]), "temporary": temporary}
 
 
@@ -216,9 +241,11 @@ def forward_flops(made: _Step) -> tuple[int, int]:
         encoder = step.encoder_of(made.networks, parameters)
         condition = step.condition_of(batch, encoder)
         noise = jnp.zeros(batch.video.shape, jnp.float32)
-        return losses(made.method, network, batch.video, noise, times, condition, layout=made.layout, patch=patch)
+        fixed = {"layout": made.layout, "patch": patch, "decode": lambda latents: latents}
+        return losses(made.method, network, batch.video, noise, times, condition, **fixed)
 
-    counted = lambda attend: count(functools.partial(forward, attend), made.state.parameters, made.batch, times)
+    weights = joined(made.frozen, made.state.parameters)
+    counted = lambda attend: count(functools.partial(forward, attend), weights, made.batch, times)
     everything = counted(dense_attend)
     return everything, everything - counted(lambda q, k, v, table, rope, state: (v, state))
 
@@ -236,7 +263,7 @@ def _made_of(
     experiment, devices = made.experiment, mesh.devices.size
     forward, attention = forward_flops(made)
     progress = jax.ShapeDtypeStruct((), jnp.float32)
-    computed = count(made.function, made.state, made.batch, progress)
+    computed = count(made.function, made.state, made.batch, progress, made.frozen)
     attention = int(attention * _ATTENTION_ROUNDS[experiment.train.keep])
     by_axes: dict[str, dict[str, float]] = {}
     for (axes, kind), size in sent.bytes.items():

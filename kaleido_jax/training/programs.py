@@ -22,7 +22,7 @@ from kaleido_jax.parallel import batch_shardings, place
 from kaleido_jax.training import step
 from kaleido_jax.training.experiment import Experiment
 from kaleido_jax.training.metrics import report
-from kaleido_jax.training.state import Batch, Parameters, TrainState
+from kaleido_jax.training.state import Batch, Parameters, TrainState, joined
 from kaleido_jax.typing import AnyArray, Array, Float
 
 
@@ -34,6 +34,7 @@ class Programs:
         self._networks = networks
         self._vae, self._vae_parameters = nnx.split(vae)[0], parameters(vae)
         self._compiled: dict[Hashable, Any] = {}
+        self.frozen: Parameters = {}  # that stay as they are beside those of the state, where not all are trained
         mesh = experiment.mesh.make()
         self.mesh = mesh if mesh.size > 1 else None  # that every step runs on; None for a device alone
         shares = mesh.shape["data"] * mesh.shape["fsdp"] * experiment.train.accumulate
@@ -54,15 +55,15 @@ class Programs:
 
     def train(self, state: TrainState, batch: Batch, progress: Array) -> tuple[TrainState, dict[str, Array]]:
         """One training step; the state is donated."""
-        return self._run("train", step.train_step, (state, batch, progress), batch, donate=(0,))
+        return self._run("train", step.train_step, (state, batch, progress, self.frozen), batch, donate=(0,))
 
     def evaluate(self, weights: Parameters, batch: Batch) -> Array:
         """Losses [b, times] of held-out samples."""
-        return self._run("evaluate", step.evaluation_losses, (weights, batch), batch)
+        return self._run("evaluate", step.evaluation_losses, (joined(self.frozen, weights), batch), batch)
 
     def generate(self, weights: Parameters, batch: Batch, empty: Batch, key: Key[Array, ""]) -> Array:
         """One sample's latents for each entry of the batch; `empty` is the batch with what guidance leaves out."""
-        return self._run("generate", generate, (weights, batch, empty, key), batch)
+        return self._run("generate", generate, (joined(self.frozen, weights), batch, empty, key), batch)
 
     def encode(self, pixels: AnyArray) -> Array:
         """Latents [b, f, h, w, z] of uint8 clips [b, f, h, w, 3]."""

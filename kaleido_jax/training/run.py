@@ -18,6 +18,8 @@ from kaleido_jax.bundle import Bundle, BundleConfig, Defaults, merge, parameters
 from kaleido_jax.config import to_json
 from kaleido_jax.data.encoded import EncodedData
 from kaleido_jax.data.latents import LatentCache, write_cache
+from kaleido_jax.data.pairing import paired
+from kaleido_jax.data.world import Sample
 from kaleido_jax.errors import InputError, UsageError
 from kaleido_jax.methods.method import EMPTY_BYTE
 from kaleido_jax.methods.registry import create as create_method
@@ -25,14 +27,19 @@ from kaleido_jax.models.text import Tokenizer, UMT5Encoder
 from kaleido_jax.models.vae import WanVAE
 from kaleido_jax.models.wan import WanTransformer
 from kaleido_jax.parallel import place, shardings
+from kaleido_jax.porting.lora import Lora
+from kaleido_jax.porting.lora import merge as merge_loras
+from kaleido_jax.preference.files import read_preferences
+from kaleido_jax.training import low_rank
 from kaleido_jax.training.checkpoint import Checkpoints
 from kaleido_jax.training.experiment import Experiment
 from kaleido_jax.training.frozen import digest, first_weights, load_text, on_host
 from kaleido_jax.training.groups import GroupSource, SceneSource
 from kaleido_jax.training.metrics import Rate, duration, report
+from kaleido_jax.training.pairs import PairSource
 from kaleido_jax.training.programs import Programs
 from kaleido_jax.training.sources import CachedSource, Source, WorldSource, padded
-from kaleido_jax.training.state import Batch, TrainState, create
+from kaleido_jax.training.state import Batch, Parameters, TrainState, create, joined
 from kaleido_jax.training.step import Networks
 
 CLIPS = 16  # encoded at a time when a cache is written
@@ -80,10 +87,19 @@ class Run:
                 f"encoder, on patches of the references' latents, so it must be {tokens}"
             )
         networks = functools.partial(_networks, experiment)
-        graphs = {name: nnx.split(module)[0] for name, module in nnx.eval_shape(networks).items()}
+        modules = nnx.eval_shape(networks)
+        graphs = {name: nnx.split(module)[0] for name, module in modules.items()}
+        if experiment.lora.rank:
+            graphs["untuned"] = graphs["transformer"]
+            graphs["transformer"] = nnx.split(low_rank.attach(modules["transformer"], experiment.lora))[0]
+        if self.method.decodes:
+            graphs["vae"] = nnx.split(vae)[0]
         self.networks = Networks(**graphs)
         self.programs = Programs(experiment, self.method, self.networks, vae)
-        self.initial = _initial(experiment, networks, self.programs.mesh)
+        self.initial, self.programs.frozen = _initial(experiment, networks, self.programs.mesh)
+        if self.method.decodes:
+            decoder, mesh = {"vae": parameters(vae)}, self.programs.mesh
+            self.programs.frozen |= decoder if mesh is None else place(decoder, shardings(decoder, mesh))
         self.checkpoints = Checkpoints(self.workdir / "checkpoints", keep=experiment.checkpoint.keep)
 
     def with_experiment(self, experiment: Experiment, workdir: str | Path | None = None) -> "Run":
@@ -107,8 +123,18 @@ class Run:
         metadata = {"seconds": seconds, "experiment": to_json(self.experiment)}
         self.checkpoints.save(int(state.step), state, metadata)
 
+    def lora(self, state: TrainState) -> Lora:
+        """The averaged low-rank changes of a run that trains a LoRA."""
+        experiment = self.experiment
+        return low_rank.to_lora(experiment.transformer, experiment.lora, state.average["transformer"])
+
     def export(self, state: TrainState, folder: str | Path, *, dtype: str = "float16") -> None:
-        """Write the averaged weights as a model folder."""
+        """Write the averaged weights as a model folder; those of a LoRA are added to the weights that it changes."""
+        weights = joined(self.programs.frozen, state.average)
+        graph = self.networks.transformer
+        if self.networks.untuned is not None:
+            graph = self.networks.untuned
+            weights["transformer"] = merge_loras(self.programs.frozen["transformer"], [(self.lora(state), 1.0)])
         experiment, data, sampling = self.experiment, self.experiment.data, self.experiment.sampling
         frozen = load_text(experiment, on_host()) if data.source == "encoded" else None
         config = BundleConfig(
@@ -133,8 +159,8 @@ class Run:
         )
         bundle = Bundle(
             config=config,
-            transformer=merge(self.networks.transformer, state.average["transformer"]),
-            text=merge(self.networks.text, state.average["text"]) if frozen is None else frozen[0],
+            transformer=merge(graph, weights["transformer"]),
+            text=merge(self.networks.text, weights["text"]) if frozen is None else frozen[0],
             vae=self.vae,
             tokenizer=self.tokenizer if frozen is None else frozen[1],
         )
@@ -159,7 +185,7 @@ class Run:
             write_cache(
                 self.cache_folder(split),
                 samples=samples,
-                render=lambda seed: self.world.sample(seed, split=split),
+                render=self._render(split),
                 encode_videos=self._encode,
                 encode_pictures=lambda pictures: self._encode(pictures[:, None])[:, 0],
                 fingerprint=self.fingerprint(),
@@ -169,6 +195,11 @@ class Run:
                 stop=stopped,
             )
 
+    def _render(self, split: str) -> Callable[[int], Sample]:
+        """The world's sample of a seed; what is held out has cross pairs alone, which are the task itself."""
+        share = self.experiment.data.cross_pairs if split == "train" else 1.0
+        return lambda seed: paired(self.world.sample(seed, split=split), seed, share)
+
     def cache_folder(self, split: str) -> Path:
         folder = self.experiment.data.folder
         return (Path(folder) if folder else self.workdir / "latents") / split
@@ -177,7 +208,9 @@ class Run:
         """Changes with the VAE's weights and with what is rendered."""
         data = self.experiment.data
         total = sum(float(jnp.sum(jnp.abs(leaf))) for leaf in parameters(self.vae).values())
-        return f"world {data.picture[0]} x {data.picture[1]} x {data.frames}, vae {total:.6e}"
+        world = f"world {data.picture[0]} x {data.picture[1]} x {data.frames}"
+        world += f", cross pairs {data.cross_pairs:g}" if data.cross_pairs < 1 else ""
+        return f"{world}, vae {total:.6e}"
 
     def _encode(self, clips: np.ndarray) -> np.ndarray:
         """Latents of uint8 clips [n, f, h, w, 3], some at a time; the last ones are padded to the same program."""
@@ -191,6 +224,14 @@ class Run:
 
     def source(self, split: str) -> Source:
         experiment, data = self.experiment, self.experiment.data
+        if split == "train" and experiment.preference.pairs:
+            if self.tokenizer is None:
+                raise UsageError(
+                    "data.source is encoded; prompts of preference pairs are read by the run's own encoder"
+                )
+            pairs = read_preferences(experiment.preference.pairs)
+            clip = self.vae.config.latent_frames(data.reference_frames)
+            return PairSource(pairs, self.tokenizer, data, experiment.train.batch, experiment.seed, clip)
         factor = self.vae.config.spatial_factor
         grid = (self.vae.config.latent_frames(data.frames), *(side // factor for side in data.picture))
         if self.method.data != "pictures":
@@ -219,8 +260,7 @@ class Run:
         if split == "heldout" or data.source == "latents":
             cache = LatentCache(self.cache_folder(split), data.heldout if split == "heldout" else data.samples)
             return CachedSource(cache, self.tokenizer, data, experiment.train.batch, experiment.seed)
-        render = lambda seed: self.world.sample(seed, split=split)
-        return WorldSource(render, self.tokenizer, data, experiment.train.batch, experiment.seed, grid)
+        return WorldSource(self._render(split), self.tokenizer, data, experiment.train.batch, experiment.seed, grid)
 
     def _encoded(self, split: str) -> EncodedData:
         """A split of an encoded data set, made with this run's VAE and a text encoder of its width."""
@@ -279,16 +319,26 @@ def _networks(experiment: Experiment) -> dict[str, Any]:
     return {"transformer": transformer, "text": UMT5Encoder(experiment.text, nnx.Rngs(experiment.seed + 1))}
 
 
-def _initial(experiment: Experiment, networks: Callable[[], dict[str, Any]], mesh: Mesh | None) -> TrainState:
-    """The state before the first step. On a mesh every device makes its own part: no device ever holds all of it."""
+def _initial(
+    experiment: Experiment, networks: Callable[[], dict[str, Any]], mesh: Mesh | None
+) -> tuple[TrainState, Parameters]:
+    """The state before the first step, and the parameters that are not trained.
+
+    On a mesh every device makes its own part: no device ever holds all of it.
+    """
     start = functools.partial(create, experiment.optimizer)
     if experiment.start_from:
-        weights = first_weights(experiment, mesh)
+        weights, frozen = first_weights(experiment, mesh), {}
+        if experiment.lora.rank:
+            dtype = experiment.transformer.dtype
+            frozen = weights | {"transformer": low_rank.frozen_as(dtype, weights["transformer"])}
+            made = low_rank.factors(experiment.transformer, experiment.lora, experiment.seed)
+            weights = {"transformer": made}
         if mesh is None:
-            return start(weights)
-        weights = place(weights, shardings(weights, mesh))
-        return jax.jit(start, out_shardings=shardings(jax.eval_shape(start, weights), mesh))(weights)
+            return start(weights), frozen
+        weights, frozen = place(weights, shardings(weights, mesh)), place(frozen, shardings(frozen, mesh))
+        return jax.jit(start, out_shardings=shardings(jax.eval_shape(start, weights), mesh))(weights), frozen
     make = lambda: start({name: parameters(part) for name, part in networks().items()})
     if mesh is None:
-        return make()
-    return jax.jit(make, out_shardings=shardings(jax.eval_shape(make), mesh))()
+        return make(), {}
+    return jax.jit(make, out_shardings=shardings(jax.eval_shape(make), mesh))(), {}

@@ -17,6 +17,7 @@ from kaleido_jax.errors import InputError
 from kaleido_jax.models.text import Tokenizer
 from kaleido_jax.training.experiment import DataConfig
 from kaleido_jax.training.groups import GroupSource, SceneSource
+from kaleido_jax.training.pairs import PairSource
 from kaleido_jax.training.state import Batch
 
 
@@ -127,7 +128,7 @@ class WorldSource:
 
 
 # Has a batch for every step, of latents, or of uint8 pixels where `pixels` is true.
-Source: TypeAlias = CachedSource | WorldSource | GroupSource | SceneSource
+Source: TypeAlias = CachedSource | WorldSource | GroupSource | SceneSource | PairSource
 
 
 def choose_references(subjects: Sequence[int], config: DataConfig, random: np.random.Generator) -> list[int]:

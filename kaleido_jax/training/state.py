@@ -45,7 +45,14 @@ class Batch:
     text_lengths: AnyArray  # int32 [b], or [b, prompts]
     indices: AnyArray  # int32 [b], place in the batch that the random numbers of a sample are drawn for
     reference_frames: AnyArray | None = None  # int32 [b, r], latent frames of each clip; None: pictures
+    rejected: AnyArray | None = None  # [b, f, h, w, z] of preference pairs: the clip that `video` is preferred to
     image: AnyArray | None = None  # [b, p, e] tokens of an image encoder, for a method that reads them
+
+
+def joined(frozen: Parameters, trained: Parameters) -> Parameters:
+    """The parameters of every network from those that stay as they are and those that are trained."""
+    parts = {part: frozen.get(part, {}) | trained.get(part, {}) for part in sorted({*frozen, *trained})}
+    return {part: dict(sorted(values.items())) for part, values in parts.items()}
 
 
 def create(config: OptimizerConfig, parameters: Mapping[str, Mapping[str, Array]]) -> TrainState:

@@ -5,7 +5,7 @@ each bucket, see `kaleido_jax.training.programs`.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,15 +17,17 @@ from flax import nnx
 from kaleido_jax.attention import ATTENTION_NAME
 from kaleido_jax.bundle import merge
 from kaleido_jax.diffusion import flow
+from kaleido_jax.diffusion.preference import flow_dpo_loss
 from kaleido_jax.layout import TokenLayout, patchify
 from kaleido_jax.methods.method import Condition, Method, losses
 from kaleido_jax.models.layers import KEEP_PRODUCTS, Remat
 from kaleido_jax.models.text import UMT5Encoder
+from kaleido_jax.models.vae import WanVAE
 from kaleido_jax.models.wan import WanTransformer
 from kaleido_jax.parallel import divided
 from kaleido_jax.training import optimizer
 from kaleido_jax.training.experiment import Experiment
-from kaleido_jax.training.state import Batch, Parameters, TrainState
+from kaleido_jax.training.state import Batch, Parameters, TrainState, joined
 from kaleido_jax.typing import Array, Float
 
 # By TrainConfig.keep: what the backward pass of a layer makes again.
@@ -43,6 +45,8 @@ class Networks:
 
     transformer: nnx.GraphDef[WanTransformer]
     text: nnx.GraphDef[UMT5Encoder] | None = None  # None: batches hold the output of an encoder that is not trained
+    vae: nnx.GraphDef[WanVAE] | None = None  # whose decoder a method's loss needs
+    untuned: nnx.GraphDef[WanTransformer] | None = None  # the transformer without a LoRA, where it has one
 
 
 def encoder_of(networks: Networks, parameters: Parameters) -> UMT5Encoder | None:
@@ -100,13 +104,49 @@ def sample_losses(
         layout=layout,
         patch=patch,
         emphasis=1.0 + experiment.flow.subject_emphasis * jnp.mean(patchify(share, patch), axis=-1),
+        decode=None if networks.vae is None else partial(_decoded, networks.vae, parameters["vae"]),
     )
+
+
+def _decoded(graph: nnx.GraphDef[WanVAE], weights: dict[str, Array], latents: Array) -> Array:
+    """Pixels that are not clipped, so that there is a gradient everywhere."""
+    vae = merge(graph, weights)
+    return vae.reconstruct(vae.unnormalise(latents.astype(jnp.float32)))
+
+
+def pair_losses(
+    parameters: Parameters,
+    frozen: Parameters,
+    batch: Batch,
+    times: Float[Array, "b draws"],
+    noise: Float[Array, "b f h w z"],
+    *,
+    networks: Networks,
+    experiment: Experiment,
+    method: Method,
+    layout: TokenLayout,
+) -> Float[Array, "b"]:
+    """The Flow-DPO loss of every preference pair; both clips have the same time and noise.
+
+    The reference model is the network without its low-rank changes, on the frozen weights that it shares.
+    """
+    fixed = {"experiment": experiment, "method": method, "layout": layout}
+    untuned = replace(networks, transformer=networks.untuned)
+    errors = []
+    for video in (batch.video, batch.rejected):
+        one = replace(batch, video=video, rejected=None)
+        errors.append(sample_losses(parameters, one, times, noise, networks=networks, **fixed))
+        reference = sample_losses(frozen, one, times, noise, networks=untuned, **fixed)
+        errors.append(jax.lax.stop_gradient(reference))
+    chosen, reference_chosen, rejected, reference_rejected = errors
+    return flow_dpo_loss(chosen, rejected, reference_chosen, reference_rejected, experiment.preference.beta)
 
 
 def train_step(
     state: TrainState,
     batch: Batch,
     progress: Float[Array, ""],
+    frozen: Parameters,
     *,
     networks: Networks,
     experiment: Experiment,
@@ -115,8 +155,9 @@ def train_step(
 ) -> tuple[TrainState, dict[str, Array]]:
     """The next state, and the step's loss, gradient norm, learning rate and whether it was skipped.
 
-    `progress`, the share of the run that is done, sets the learning rate. A step whose loss or gradient is not finite
-    changes neither parameters, average nor moments.
+    `progress`, the share of the run that is done, sets the learning rate. `frozen` are the parameters that are not
+    trained: those of the state stand beside them, and only they have gradients. A step whose loss or gradient is not
+    finite changes neither parameters, average nor moments.
     """
     config = experiment.optimizer
     keys = flow.sample_keys(experiment.seed, state.step, batch.indices)
@@ -130,10 +171,13 @@ def train_step(
     )
     noise = flow.sample_noise(noise_keys, batch.video.shape[1:])
 
+    fixed = {"networks": networks, "experiment": experiment, "method": method, "layout": layout}
+
     def loss_of(parameters: Parameters, part: tuple[Batch, Array, Array]) -> Array:
-        return jnp.mean(
-            sample_losses(parameters, *part, networks=networks, experiment=experiment, method=method, layout=layout)
-        )
+        weights = joined(frozen, parameters)
+        if part[0].rejected is not None:
+            return jnp.mean(pair_losses(weights, frozen, *part, **fixed))
+        return jnp.mean(sample_losses(weights, *part, **fixed))
 
     loss, gradient = _in_parts(
         jax.value_and_grad(loss_of), state.parameters, (batch, times, noise), experiment.train.accumulate

@@ -133,6 +133,38 @@ def test_the_loss_is_the_videos_and_lambda_times_the_references(network):
     np.testing.assert_allclose(run(clean)[0], video + painted / 2, rtol=1e-5)
 
 
+@pytest.mark.parametrize("on", ["latents", "pixels"])
+def test_the_gradient_of_both_losses(on):
+    """With a linear decoder z M, written out in float64: lambda 2 / N (u + r) M M' of the reference."""
+    given, clean, noise = condition(), draw(1, 2, 4, 6, 3, seed=7), draw(1, 2, 4, 6, 3, seed=8)
+    method, decoder = ContextAnyone(reconstruction_on=on), np.random.default_rng(3).normal(size=(3, 5))
+    fixed = {"layout": LAYOUT, "patch": PATCH, "decode": lambda z: z @ jnp.asarray(decoder, jnp.float32)}
+
+    def loss(out):
+        network = lambda tokens, table, text, *, layout, image: out
+        return losses(method, network, clean, noise, jnp.full((1, 1), 0.4), given, **fixed)[0]
+
+    out = draw(1, 18, 12, seed=9)
+    value, gradient = jax.value_and_grad(loss)(out)
+    u, reference = (np.asarray(x, np.float64) for x in (unpatchify(out[:, :6], PICTURE, PATCH), given.references[0]))
+    change = np.eye(3) if on == "latents" else decoder @ decoder.T
+    count = u.size if on == "latents" else u.size // 3 * 5
+    expected = patchify(jnp.asarray(0.5 * 2 / count * (u + reference) @ change), PATCH)
+    np.testing.assert_allclose(gradient[:, :6], expected, rtol=1e-4, atol=1e-6)
+    video = np.asarray(out[:, 6:] - patchify(noise - clean, PATCH), np.float64)
+    np.testing.assert_allclose(gradient[:, 6:], 2 / video.size * video, rtol=1e-4, atol=1e-7)
+    painted = (((u + reference) @ decoder if on == "pixels" else u + reference) ** 2).mean()
+    np.testing.assert_allclose(value, (video**2).mean() + painted / 2, rtol=1e-5)
+
+
+def test_one_prompt_or_the_references_and_the_videos():
+    assert METHOD.prompts("a cat runs") == ("a cat runs",)
+    assert METHOD.prompts("a cat || it runs") == ("a cat", "it runs")
+    for wrong in ("a || b || c", "a ||", "|| a"):
+        with pytest.raises(UsageError, match="takes one prompt, or two as REFERENCE"):
+            METHOD.prompts(wrong)
+
+
 def test_two_prompts_are_read_each_by_its_own_segment():
     layout = METHOD.layout(VIDEO, [PICTURE], texts=(TEXT, TEXT))
     made = METHOD.table(layout, jnp.full((1, 1), 0.5), condition(prompts=2))
