@@ -78,8 +78,6 @@ class Method(abc.ABC):
         """Whether the network paints the references again, see `contextanyone.reconstruct`."""
         return False
 
-    @abc.abstractmethod
-    def layout(self, video: Grid, references: Sequence[Grid], *, texts: Sequence[int]) -> TokenLayout:
     @property
     def decodes(self) -> bool:
         """Whether a part of the loss, `decoded_loss`, is on decoded pixels."""
@@ -91,6 +89,8 @@ class Method(abc.ABC):
         """What `decodes` adds to the loss of each sample, of the network's answer for the target segments."""
         raise NotImplementedError(f"{self.name} has no loss on pixels")
 
+    @abc.abstractmethod
+    def layout(self, video: Grid, references: Sequence[Grid], *, texts: Sequence[int]) -> TokenLayout:
         """The bucket for a video (all its shots along the frames), slots for references, and prompts of these lengths.
 
         Raises UsageError for what this method has no place for.
@@ -150,18 +150,18 @@ def losses(
     layout: TokenLayout,
     patch: Grid,
     emphasis: Float[Array, "b n"] | None = None,
+    decode: Decode | None = None,
 ) -> Float[Array, "b"]:
     """The flow-matching loss of each sample.
-    decode: Decode | None = None,
 
     A segment's loss is the mean over its own tokens that are present; the method's weight is applied after that.
 
     Args:
       clean, noise: of the video. times: of the flow, `method.draws(layout)` of them.
       emphasis: how much each of the video's tokens counts in its mean; None: all alike.
+      decode: for a method of which a part of the loss is on pixels.
     """
     level = method.levels(layout, times)[:, :, None, None, None]
-      decode: for a method of which a part of the loss is on pixels.
     table = method.table(layout, times, condition)
     tokens = method.tokens(flow.add_noise(clean, noise, level), condition, patch)
     out = network(tokens, table, condition.text, layout=layout, image=method.image(condition, patch))
@@ -171,21 +171,22 @@ def losses(
     if emphasis is not None:  # of the video, which comes last
         others = target.shape[1] - emphasis.shape[1]
         emphasis = jnp.pad(emphasis, ((0, 0), (others, 0)), constant_values=1.0)
-    return flow.segment_loss(
-        out.astype(jnp.float32),
+    out = out.astype(jnp.float32)
+    loss = flow.segment_loss(
+        out,
         target,
         tokens=[layout.segments[i].tokens for i in places],
         lengths=jnp.stack([table.lengths[:, i] for i in places], axis=1),
         weights=jnp.stack([table.loss_weights[:, i] for i in counted], axis=1),
         emphasis=emphasis,
     )
-
-
-def velocity(
     if not method.decodes:
         return loss
     assert decode is not None, "this method's loss is on pixels: give decode"
     return loss + method.decoded_loss(out, condition, layout=layout, patch=patch, decode=decode)
+
+
+def velocity(
     method: Method,
     network: Network,
     x: Float[Array, "b f h w z"],
