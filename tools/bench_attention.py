@@ -14,6 +14,7 @@ XLA's own matrix product. `--shrink 8` makes all problems small, to try the tool
 
 import argparse
 import functools
+import importlib
 import importlib.util
 import os
 import sys
@@ -56,7 +57,7 @@ def jax_nn(case: Case, implementation: str) -> Attend:
 def tokamax(case: Case, implementation: str) -> Attend:
     if importlib.util.find_spec("tokamax") is None:
         raise Unable("tokamax is not installed")
-    import tokamax as peer
+    peer = importlib.import_module("tokamax")
 
     def attend(q, k, v, mask):
         dense = None if mask is None else mask.dense()[:, None]
@@ -69,8 +70,7 @@ def tokamax_ranges(case: Case) -> Attend:
     """Its Hopper kernel with one range of keys a query, over sorted keys; the ranges are known beforehand."""
     if importlib.util.find_spec("tokamax") is None:
         raise Unable("tokamax is not installed")
-    from tokamax._src.ops.attention import api, base
-
+    api, base = (importlib.import_module(f"tokamax._src.ops.attention.{name}") for name in ("api", "base"))
     ranges = None if case.mask is None else as_ranges(case.mask)
     if ranges is None:
         raise Unable("the mask is no range of keys for each query")

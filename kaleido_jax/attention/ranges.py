@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import numpy as np
+from jax.core import Tracer
 
 from kaleido_jax.masks import TokenMask
 
@@ -33,7 +33,7 @@ def as_ranges(mask: TokenMask) -> KeyRanges | None:
       ValueError: if the mask is traced: its bits must be known.
     """
     vectors = (mask.reads, mask.groups, mask.q_sample, mask.k_sample)
-    if any(isinstance(x, jax.core.Tracer) for x in vectors):
+    if any(isinstance(x, Tracer) for x in vectors):
         raise ValueError("as_ranges: mask is traced; expected one whose bits are known while tracing.")
     rows = mask.shape[0]
     reads, groups, q_sample, k_sample = (

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from kaleido_jax.attention import backends
@@ -175,7 +176,7 @@ def visible_hops(mask: TokenMask | None, size: int, ulysses: int) -> tuple[int, 
 
     mask: over all tokens, which `size` devices divide in their order; None if it is traced, or there is none: all hops.
     """
-    if mask is None or any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(mask)):
+    if mask is None or any(isinstance(x, Tracer) for x in jax.tree.leaves(mask)):
         return None
     places = size // ulysses
     queries, keys = (ulysses * math.ceil(tokens / size) for tokens in mask.shape[1:])
