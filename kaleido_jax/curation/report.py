@@ -105,6 +105,8 @@ def write_audit(output: Path, count: int, seed: int) -> Path:
     for the category filter and 95 % for faces (section 3.2).
     """
     dataset = output / "dataset"
+    if not dataset.is_dir():
+        raise InputError(f"{output}: holds no data set; give the output folder of a finished kaleido curate.")
     source = stored_source(dataset, SPLITS[0])
     order = sorted(range(len(source)), key=lambda number: fraction("audit", seed, number))
     cards, asked = [], []

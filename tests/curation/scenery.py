@@ -14,13 +14,13 @@ SIZE, FRAMES, FPS = 48, 9, 8
 COLOURS = ((220, 40, 40), (40, 200, 40), (50, 60, 230))
 
 
-def ball_video(number: int, frames: int = FRAMES) -> np.ndarray:
+def ball_video(number: int, radius: int = 9, step: int = 3) -> np.ndarray:
     """A ball that rolls before a scene of its own: each number has other greys, so that scenes can be told apart."""
     y, x = np.mgrid[0:SIZE, 0:SIZE]
     grey = 60 + 15 * (number % 8) + 20 * np.sin(x / (3 + number % 5)) + 20 * np.cos(y / (2 + number % 7))
-    video = np.repeat(np.repeat(grey.astype(np.uint8)[None, ..., None], 3, -1), frames, 0)
-    for frame in range(frames):
-        inside = (x - 12 - 3 * frame) ** 2 + (y - 24) ** 2 < 9**2
+    video = np.repeat(np.repeat(grey.astype(np.uint8)[None, ..., None], 3, -1), FRAMES, 0)
+    for frame in range(FRAMES):
+        inside = (x - 12 - step * frame) ** 2 + (y - 24) ** 2 < radius**2
         stripes = np.where((x + y)[inside] % 6 < 3, 1.0, 0.7)[:, None]
         video[frame][inside] = (np.array(COLOURS[number % 3]) * stripes).astype(np.uint8)
     return video

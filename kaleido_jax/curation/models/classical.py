@@ -161,12 +161,16 @@ class Cutter:
 
     def segment(self, frames: np.ndarray, keys: Sequence[int], found: Sequence[Found]) -> np.ndarray:
         masks = np.zeros((len(found), len(keys), *frames.shape[1:3]), bool)
-        seen, touched, _ = moving(frames)
+        seen, touched, difference = moving(frames)
         is_moving = touched.mean() >= 0.01
+        # Where a place is free in most frames, the scene is known, and what looks like it is not the subject.
+        known = seen.mean(0) < 0.4
         for place, one in enumerate(found):
             for number, (key, box) in enumerate(zip(keys, one.boxes)):
                 if box is not None:
                     guess, possible = (seen[key], touched) if is_moving else (None, None)
+                    if possible is not None:
+                        possible = possible & ~(known & ~seen[key] & (difference[key] <= NOISE))
                     masks[place, number] = self._cut(frames[key], box, guess, possible)
         return masks
 
@@ -180,7 +184,7 @@ class Cutter:
         if guess is None:
             hints[inside] = 3
         else:
-            hints[inside & pictures.grown(possible, pad)] = 2
+            hints[inside & (possible | pictures.grown(guess, 1))] = 2
             hints[inside & guess] = 3
             hints[inside & ~pictures.grown(~guess, pad)] = 1
         blobs = parts(filled(grabcut(picture, hints, self.rounds), 3), 0.002)
