@@ -1,7 +1,14 @@
-"""The problems that attention is measured on: dense, and the mask of every method at the sizes of Wan's 480p videos."""
+"""The problems that attention is measured on: dense, and the mask of every method at the sizes of Wan's 480p videos.
+
+    python tools/attention_cases.py
+
+prints of each the fraction of pairs of tokens that is visible, and of pairs of blocks that is visited and partial, in
+the blocks of each kernel.
+"""
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -148,3 +155,23 @@ def gradient(attend: Callable) -> Callable:
         return attend(q, k, v, mask).astype(jnp.float32).sum()
 
     return jax.grad(total, argnums=(0, 1, 2))
+
+
+def main() -> int:
+    from kaleido_jax.attention import hopper, pallas_gpu, pallas_tpu, pallas_triton
+
+    blocks = {
+        "pallas_tpu": tuple(pallas_tpu.FORWARD),
+        "pallas_triton": tuple(pallas_triton.FORWARD[:2]),
+        "pallas_gpu": (hopper.WARPGROUPS * hopper.ROWS, pallas_gpu.FORWARD.fetched),
+    }
+    print(f"{'':34}{'tokens':>7} {'f':>6}", *(f"{f'{name} {q} x {k}':>26}" for name, (q, k) in blocks.items()))
+    for case in cases():
+        fractions = [case.visited(*sizes) for sizes in blocks.values()]
+        columns = (f"{f'{visited:.3f} ({partial:.3f} partial)':>26}" for visited, partial in fractions)
+        print(f"{case.name:34}{case.tokens:7} {case.visible:6.3f}", *columns)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
