@@ -23,6 +23,7 @@ from kaleido_jax.config import from_json, to_json
 from kaleido_jax.errors import InputError, StorageError
 from kaleido_jax.models.text import Tokenizer, UMT5Config, UMT5Encoder
 from kaleido_jax.models.vae import VAEConfig, WanVAE
+from kaleido_jax.models.vision import VisionConfig, VisionEncoder
 from kaleido_jax.models.wan import WanConfig, WanTransformer
 from kaleido_jax.typing import AnyArray, Array
 
@@ -53,7 +54,8 @@ class Defaults:
 class BundleConfig:
     """Everything of a model but its weights.
 
-    method, scheme, options: how its token sequence is laid out, as `methods.registry.create` takes them.
+    method, scheme, options: how its token sequence is laid out, as `methods.registry.create` takes them. vision: of the
+    image encoder, for a transformer that reads its tokens of the references.
     """
 
     name: str
@@ -63,6 +65,7 @@ class BundleConfig:
     transformer: WanConfig
     vae: VAEConfig
     text: UMT5Config
+    vision: VisionConfig | None = None
     defaults: Defaults
 
 
@@ -75,6 +78,13 @@ class Bundle:
     vae: WanVAE
     text: UMT5Encoder
     tokenizer: Tokenizer
+    vision: VisionEncoder | None = None
+
+    @property
+    def networks(self) -> dict[str, nnx.Module]:
+        """All networks, by the names of their files."""
+        names = ("transformer", "vae", "text", "vision")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
 def parameters(module: nnx.Module) -> dict[str, Any]:
@@ -105,8 +115,8 @@ def save_bundle(folder: str | Path, bundle: Bundle, *, dtype: str = "float32") -
         partial.mkdir(parents=True)
         document = {"format": FORMAT} | to_json(bundle.config)
         (partial / CONFIG).write_text(json.dumps(document, indent=1) + "\n")
-        for part in ("transformer", "vae", "text"):
-            save_parameters(partial / f"{part}.safetensors", parameters(getattr(bundle, part)), dtype=dtype)
+        for part, module in bundle.networks.items():
+            save_parameters(partial / f"{part}.safetensors", parameters(module), dtype=dtype)
         bundle.tokenizer.save(partial / TOKENIZER)
         if folder.exists():
             previous = folder.with_name(f".{folder.name}.previous-{os.getpid()}")
@@ -124,13 +134,16 @@ def load_bundle(folder: str | Path) -> Bundle:
     """Read a model folder. Raises InputError that names the file and what is wrong with it."""
     folder = Path(folder)
     config = load_config(folder)
-    transformer, vae, text = config.transformer, config.vae, config.text
+    transformer, vae, text, vision = config.transformer, config.vae, config.text, config.vision
     return Bundle(
         config=config,
         transformer=load_module(folder / "transformer.safetensors", lambda: WanTransformer(transformer, nnx.Rngs(0))),
         vae=load_module(folder / "vae.safetensors", lambda: WanVAE(vae, nnx.Rngs(0))),
         text=load_module(folder / "text.safetensors", lambda: UMT5Encoder(text, nnx.Rngs(0))),
         tokenizer=Tokenizer.load(folder / TOKENIZER),
+        vision=None
+        if vision is None
+        else load_module(folder / "vision.safetensors", lambda: VisionEncoder(vision, nnx.Rngs(0))),
     )
 
 

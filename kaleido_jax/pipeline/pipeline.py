@@ -31,6 +31,7 @@ from kaleido_jax.pipeline.compile_cache import use_compile_cache
 from kaleido_jax.pipeline.loras import LoraFile
 from kaleido_jax.pipeline.programs import (
     decode_latents,
+    encode_image,
     encode_pixels,
     encode_text,
     keep_references,
@@ -43,6 +44,8 @@ from kaleido_jax.pipeline.scene_file import read_scene
 from kaleido_jax.pipeline.scenes import SceneMaker
 from kaleido_jax.porting import lora
 from kaleido_jax.typing import Array, Float, Params, UInt8
+
+ONE_DEVICE = ("vae", "vision")  # networks that stay on the first device of a mesh
 
 # progress(what, done, total): called before a stage begins (done = 0) and after each of its parts.
 Progress = Callable[[str, int, int], None]
@@ -94,7 +97,7 @@ class Pipeline:
     def __init__(self, bundle: Bundle, folder: Path | None = None):
         self.config, self.folder, self.tokenizer = bundle.config, folder, bundle.tokenizer
         self.method = registry.create(bundle.config.method, bundle.config.scheme, bundle.config.options)
-        modules = {"transformer": bundle.transformer, "vae": bundle.vae, "text": bundle.text}
+        modules = bundle.networks
         self._graphs = {name: nnx.split(module)[0] for name, module in modules.items()}
         self.weights = {name: parameters(module) for name, module in modules.items()}
         self._loras: tuple[LoraFile, ...] = ()
@@ -211,6 +214,7 @@ class Pipeline:
             references=[jnp.concatenate(pieces) for pieces in zip(*rows)],
             reference_frames=jnp.asarray([present] * len(texts), jnp.int32).reshape(len(texts), -1),
             subjects=jnp.asarray([subjects] * len(texts), jnp.int32).reshape(len(texts), -1),
+            image=self._image(references, len(latents), len(texts), run),
         )
         condition = self.on_mesh(condition)
         scales = jnp.asarray(rule.weights, jnp.float32)
@@ -334,6 +338,20 @@ class Pipeline:
         run = functools.partial(self.run_program, report=lambda what, done, total: None)
         return self._encode(references, settings, run)[: len(references)]
 
+    def _image(
+        self, references: Sequence[Reference], slots: int, rows: int, run: Callable[..., Any]
+    ) -> Float[Array, "rows p e"] | None:
+        """The image encoder's tokens of the references' first frames, zero for empty slots, once for each branch."""
+        if self.config.vision is None:
+            return None
+        stills = np.zeros((slots, *references[0].pixels.shape[1:]), np.uint8)
+        stills[: len(references)] = [reference.pixels[0] for reference in references]
+        there = jnp.arange(slots, dtype=jnp.int32) < len(references)
+        weights = {"vision": self.weights["vision"]}
+        tokens = run("image encoder", encode_image, weights, (to_model_range(stills), there))
+        tokens = tokens.reshape(1, -1, tokens.shape[2])
+        return jnp.broadcast_to(tokens, (rows, *tokens.shape[1:]))
+
     def _encode(
         self, references: Sequence[Reference], settings: Settings, run: Callable[..., Any]
     ) -> list[Float[Array, "1 f h w z"]]:
@@ -354,7 +372,7 @@ class Pipeline:
         self, what: str, function: Callable, weights: Mapping[str, Params], arguments: tuple, *, report: Progress
     ) -> Any:
         """The result of a function of (weights, *arguments), compiled for their shapes."""
-        if self.mesh is not None and "vae" in weights:
+        if self.mesh is not None and not weights.keys().isdisjoint(ONE_DEVICE):
             arguments = jax.device_get(arguments)
         shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(arguments))
         program = self.program(what, (function.__name__, shapes), function, weights, arguments, report)
@@ -367,7 +385,7 @@ class Pipeline:
         if key not in self._compiled:
             report(f"compiling the {what}", 0, 1)
             bound = functools.partial(function, graphs=self._graphs)
-            if self.mesh is None or "vae" in weights:
+            if self.mesh is None or not weights.keys().isdisjoint(ONE_DEVICE):
                 self._compiled[key] = jax.jit(bound).lower(weights, *arguments).compile()
             else:
                 everywhere = NamedSharding(self.mesh, PartitionSpec())

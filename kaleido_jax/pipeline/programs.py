@@ -11,8 +11,9 @@ from kaleido_jax.diffusion import guidance, samplers
 from kaleido_jax.layout import Grid, TokenLayout
 from kaleido_jax.methods import cache, contextanyone, lct
 from kaleido_jax.methods.method import Condition, Method, velocity
+from kaleido_jax.models.vision import wan_image_tokens
 from kaleido_jax.parallel import divided
-from kaleido_jax.typing import Array, Float, Int, Params, UInt8
+from kaleido_jax.typing import Array, Bool, Float, Int, Params, UInt8
 
 Graphs = Mapping[str, nnx.GraphDef]
 Weights = Mapping[str, Params]
@@ -28,6 +29,14 @@ def encode_text(
 def encode_pixels(weights: Weights, pixels: Float[Array, "b f h w 3"], *, graphs: Graphs) -> Float[Array, "b _ _ _ z"]:
     """Normalised latents of clips in [-1, 1], each coded alone."""
     return merge(graphs["vae"], weights["vae"]).encode(pixels)
+
+
+def encode_image(
+    weights: Weights, pictures: Float[Array, "r h w 3"], there: Bool[Array, "r"], *, graphs: Graphs
+) -> Float[Array, "r n e"]:
+    """The image encoder's tokens of pictures in [-1, 1]; zero for those that are not there."""
+    tokens = wan_image_tokens(merge(graphs["vision"], weights["vision"]), pictures)
+    return jnp.where(there[:, None, None], tokens, 0.0)
 
 
 def decode_latents(

@@ -152,6 +152,8 @@ class Experiment:
     vae: str = ""
     # Of a frozen text encoder, a folder or a file in the same sense, with its tokenizer in it or beside it.
     text_encoder: str = ""
+    # Of a frozen image encoder (CLIP), in the same sense; empty: its branch reads the references' latents.
+    image_encoder: str = ""
     # A model, such as a first stage's, whose weights training starts from; or a released transformer.
     start_from: str = ""
     transformer: WanConfig

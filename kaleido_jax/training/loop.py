@@ -100,8 +100,7 @@ class Training:
 
     def advance(self, batch: Batch) -> None:
         """One step; waits for the step before it, so that the host is one ahead of the device and not more."""
-        if self.source.pixels:
-            batch = self.run.latents(batch)
+        batch = self.run.ready(batch, self.source)
         share = jnp.asarray(self.progress, jnp.float32)
         self.state, values = self.run.programs.train(self.state, batch, share)
         if self._pending:
@@ -138,7 +137,7 @@ class Training:
         with self._pause():
             assert isinstance(self.heldout, CachedSource | GroupSource | SceneSource)
             batches = (self.heldout.batch(i) for i in range(self.heldout.batches_per_epoch))
-            encoded = (self.run.latents(batch) if self.heldout.pixels else batch for batch in batches)
+            encoded = (self.run.ready(batch, self.heldout) for batch in batches)
             losses = [np.asarray(self.run.programs.evaluate(self.state.average, batch)) for batch in encoded]
             by_time = np.concatenate(losses).mean(axis=0)
             columns = {f"heldout_loss_at_{time:g}": float(x) for time, x in zip(EVALUATION_TIMES, by_time)}
@@ -173,7 +172,7 @@ class Training:
 def draw_sheet(run: Run, state: TrainState, heldout: Source, path: Any) -> None:
     """Write the contact sheet of some held-out samples; their noise changes with the step."""
     batch = sheets.first_samples(heldout, run.experiment.sampling.pictures)
-    batch = run.latents(batch) if heldout.pixels else batch
+    batch = run.ready(batch, heldout)
     key = jax.random.fold_in(jax.random.key(run.experiment.seed), int(state.step))
     latents = run.programs.generate(state.average, batch, run.unconditional(batch), key)
     decode = lambda x: np.asarray(run.programs.decode(x))

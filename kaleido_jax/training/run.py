@@ -35,6 +35,7 @@ from kaleido_jax.training.checkpoint import Checkpoints
 from kaleido_jax.training.experiment import Experiment
 from kaleido_jax.training.frozen import digest, first_weights, load_text, on_host
 from kaleido_jax.training.groups import GroupSource, SceneSource
+from kaleido_jax.training.image_encoder import ImageEncoder
 from kaleido_jax.training.metrics import Rate, duration, report
 from kaleido_jax.training.pairs import PairSource
 from kaleido_jax.training.programs import Programs
@@ -80,11 +81,14 @@ class Run:
                 f"transformer.in_channels is {experiment.transformer.in_channels}; {experiment.method} with latents of "
                 f"{vae.config.z_dim} channels and {experiment.data.references} reference slots needs {needed}"
             )
-        tokens = vae.config.z_dim * experiment.transformer.patch[1] * experiment.transformer.patch[2]
-        if experiment.transformer.image_dim not in (None, tokens):
+        self.image_encoder = ImageEncoder.load(experiment.image_encoder) if experiment.image_encoder else None
+        read = vae.config.z_dim * experiment.transformer.patch[1] * experiment.transformer.patch[2]
+        what = "without an image encoder, it reads patches of the references' latents"
+        if self.image_encoder is not None:
+            read, what = self.image_encoder.module.config.dim, f"of {experiment.image_encoder} it reads tokens"
+        if experiment.transformer.image_dim != read and (self.image_encoder or experiment.transformer.image_dim):
             raise UsageError(
-                f"transformer.image_dim is {experiment.transformer.image_dim}; this version trains without an image "
-                f"encoder, on patches of the references' latents, so it must be {tokens}"
+                f"transformer.image_dim is {experiment.transformer.image_dim}; {what}, so it must be {read}"
             )
         networks = functools.partial(_networks, experiment)
         modules = nnx.eval_shape(networks)
@@ -145,6 +149,7 @@ class Run:
             transformer=dataclasses.replace(experiment.transformer, dtype="float32"),
             vae=self.vae.config,
             text=experiment.text,
+            vision=self.image_encoder.module.config if self.image_encoder else None,
             defaults=Defaults(
                 height=data.picture[0],
                 width=data.picture[1],
@@ -163,6 +168,7 @@ class Run:
             text=merge(self.networks.text, weights["text"]) if frozen is None else frozen[0],
             vae=self.vae,
             tokenizer=self.tokenizer if frozen is None else frozen[1],
+            vision=self.image_encoder.module if self.image_encoder else None,
         )
         save_bundle(folder, bundle, dtype=dtype)
 
@@ -292,6 +298,24 @@ class Run:
         count = batch.references.shape[0] * batch.references.shape[1]  # as in `latents`: the same program
         nothing = np.full((count, data.reference_frames, *data.picture, 3), EMPTY_BYTE, np.uint8)
         return dataclasses.replace(empty, references=self.programs.encode(nothing).reshape(batch.references.shape))
+
+    def ready(self, batch: Batch, source: Source) -> Batch:
+        """A batch of a source as the networks read it: latents, and the image encoder's tokens if there is one."""
+        made = self.latents(batch) if source.pixels else batch
+        if self.image_encoder is None:
+            return made
+        # Of cached latents the pictures are gone; what the decoder makes of them is what is left.
+        references = (
+            batch.references
+            if source.pixels
+            else self.programs.decode(batch.references.reshape(-1, 1, *batch.references.shape[-3:]))
+        )
+        size, slots = made.references.shape[:2]
+        pictures = np.asarray(references).reshape(size * slots, -1, *references.shape[-3:])[:, 0]
+        tokens = self.image_encoder.tokens(pictures)
+        there = np.arange(slots)[None] < np.asarray(batch.reference_counts)[:, None]
+        tokens = jnp.where(jnp.asarray(there.reshape(-1, 1, 1)), tokens, 0.0)
+        return dataclasses.replace(made, image=tokens.reshape(size, -1, tokens.shape[2]))
 
     def latents(self, batch: Batch) -> Batch:
         """A batch of pixels as a batch of latents; every reference and every shot is encoded alone."""
