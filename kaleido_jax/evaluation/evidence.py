@@ -3,7 +3,7 @@
 import functools
 import io
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from kaleido_jax.models.vision import Preprocessing
 
 MAX_FEATURE_BYTES = 500_000_000
 PLAIN = 0.02  # of a reference: a background with less that is not white is none
+NO_BACKGROUND = "no reference has a background that can be told from its subject"
 
 
 class NotApplicable(Exception):
@@ -64,6 +65,18 @@ def cut_out(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
 def without(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """A picture with white where `mask` bool `[h, w]` is true."""
     return np.where(mask[..., None], 255, picture).astype(np.uint8)
+
+
+def backgrounds(
+    case: RunCase, references: Sequence[np.ndarray], masks: Sequence[np.ndarray | None]
+) -> list[np.ndarray]:
+    """What is around the subjects of those references that show more there than white, the subjects filled white."""
+    known = [
+        without(picture, mask)
+        for reference, picture, mask in zip(case.references, references, masks)
+        if reference.subject and mask is not None
+    ]
+    return [picture for picture in known if (picture < 250).any(-1).mean() >= PLAIN]
 
 
 class Evidence:
@@ -164,14 +177,9 @@ class Evidence:
 
     def reference_backgrounds(self, role: str) -> np.ndarray:
         """Features `[r, d]` of what is around the subjects of those references that show more there than white."""
-        found = []
-        for reference, picture, mask in zip(self.case.references, self.references, self._shown.reference_masks):
-            if reference.subject and mask is not None:
-                left = without(picture, mask)
-                if (left < 250).any(-1).mean() >= PLAIN:
-                    found.append(left)
+        found = backgrounds(self.case, self.references, self._shown.reference_masks)
         if not found:
-            raise NotApplicable("no reference has a background that can be told from its subject")
+            raise NotApplicable(NO_BACKGROUND)
         return self._once(("reference backgrounds", role), lambda: self._encode(role, found))
 
     @functools.cached_property

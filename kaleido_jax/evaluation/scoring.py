@@ -15,10 +15,12 @@ import numpy as np
 
 from kaleido_jax.errors import InputError, StorageError, UsageError, printable
 from kaleido_jax.evaluation.comparison import FORMAT
-from kaleido_jax.evaluation.evidence import Evidence, NotApplicable, Tools
+from kaleido_jax.evaluation.evidence import NO_BACKGROUND, Evidence, NotApplicable, Tools, backgrounds
 from kaleido_jax.evaluation.intervals import mean_interval
 from kaleido_jax.evaluation.runs import Run, RunCase
 from kaleido_jax.evaluation.suites import ELSEWHERE, METRICS
+from kaleido_jax.evaluation.videos import reference_mask
+from kaleido_jax.media.images import read_image
 from kaleido_jax.media.storage import storage_error, written_whole
 
 # VBench's code averages these over frames of all videos, not over videos.
@@ -190,6 +192,12 @@ def _lacking(case: RunCase, needs: Sequence[str], tools: Tools) -> str | None:
             return "the case has no masks, which tell the subjects from the background"
         if need == "prompt" and (not case.prompt or tools.text is None):
             return "there is no prompt, or no CLIP with a text tower"
+        if need == "reference backgrounds":
+            pictures = [read_image(reference.path) for reference in case.references]
+            masks = [reference_mask(*pair) for pair in zip(case.references, pictures)]
+            if not backgrounds(case, pictures, masks):
+                return NO_BACKGROUND
+            continue
         if need == ELSEWHERE:
             return "another program scores it, and gave no value"
         kind, _, name = need.partition(":")

@@ -19,7 +19,7 @@ class Metric:
 
     function: from the evidence. worst: the value of a video that is missing or broken. higher: whether more is better.
     source: where it is defined. needs: what it must have, for the error of a run that lacks it: "references", "masks",
-    "prompt" of a case, a role of an encoder, "features:NAME" of another program, or ELSEWHERE.
+    "reference backgrounds", "prompt" of a case, a role of an encoder, "features:NAME" of another program, or ELSEWHERE.
     """
 
     function: Callable[[Evidence], float]
@@ -151,7 +151,9 @@ OWN = "kaleido_jax"
 
 METRICS: Mapping[str, Metric] = {
     "s2v_consistency": Metric(function=_s2v_consistency, source=KALEIDO, needs=("references", "masks", "clip")),
-    "s2v_decoupling": Metric(function=_s2v_decoupling, source=KALEIDO, needs=("references", "masks", "clip")),
+    "s2v_decoupling": Metric(
+        function=_s2v_decoupling, source=KALEIDO, needs=("references", "reference backgrounds", "masks", "clip")
+    ),
     "subject_consistency": Metric(function=_subject_consistency, source=VBENCH, needs=("vbench-dino",)),
     "background_consistency": Metric(function=_background_consistency, source=VBENCH, needs=("clip",)),
     "temporal_flickering": Metric(function=lambda e: temporal.temporal_flickering(e.video), source=VBENCH),

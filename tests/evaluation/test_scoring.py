@@ -47,9 +47,11 @@ def test_missing_and_broken_videos_get_the_worst_value(run_folder, tmp_path):
         file.unlink()
     manifest = json.loads((run_folder / "manifest.json").read_text())
     manifest["cases"][1]["video"] = "videos/none.mp4"
+    del manifest["cases"][1]["references"][0]["mask"]  # nothing tells this reference's background
     (run_folder / "manifest.json").write_text(json.dumps(manifest))
     (run_folder / "videos" / "extra.mp4").write_bytes(b"")
-    found = evaluate(run_folder, tmp_path / "out", "--suite", "leaks", "--metric", "s2v_consistency")
+    found = evaluate(run_folder, tmp_path / "out", "--suite", "leaks", "--suite", "kaleido")
+    assert values(tmp_path / "out", "s2v_decoupling") == {"right": 0.0, "wrong": None}
     assert found["failed"]["wrong"] == "missing video"
     assert found["failed"]["right"].startswith("broken video: ") and "holds no pictures" in found["failed"]["right"]
     assert found["metrics"]["s2v_consistency"]["mean"] == 0.0
