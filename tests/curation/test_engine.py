@@ -1,6 +1,7 @@
 """From files to a data set: what is kept and why not, the same bytes however often a run is stopped, and by Beam."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,7 +71,7 @@ def test_records_of_training(curated):
     assert "tensorflow" not in sys.modules
 
 
-def test_running_again_changes_nothing_and_a_new_file_is_added(curated, tmp_path):
+def test_running_again_changes_nothing(curated, tmp_path):
     before = content(curated / "out")
     counters = curate(tiny(), curated / "in", curated / "out", None)
     assert counters == {} and content(curated / "out") == before
@@ -78,6 +79,15 @@ def test_running_again_changes_nothing_and_a_new_file_is_added(curated, tmp_path
         curate(tiny(balance=1.0), curated / "in", curated / "out", None)
     with pytest.raises(InputError, match="finds no video"):
         curate(tiny(), tmp_path, tmp_path / "out", None)
+
+
+def test_new_files_are_added(curated, tmp_path):
+    shutil.copytree(curated, tmp_path, dirs_exist_ok=True)
+    shutil.copy(tmp_path / "in" / "02.mp4", tmp_path / "in" / "later.mp4")
+    (tmp_path / "in" / "later.txt").write_text("a ball, and nobody else")
+    counters = curate(tiny(), tmp_path / "in", tmp_path / "out", None)
+    assert counters["size: subjects kept"] == 1  # the others are not looked at again
+    assert Counter(row["kept"] for row in audit(tmp_path / "out")) == {True: COUNT + 1, False: 1}
 
 
 def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(curated, tmp_path):

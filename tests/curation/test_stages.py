@@ -43,10 +43,10 @@ def test_draws_are_even_and_fixed():
 
 
 def scan(shots: list[int]) -> Scan:
-    """Shots of so many frames each, every one in a colour of its own, four frames a second."""
-    frames = np.concatenate(
-        [noise(count, 16, (0, 150, 60)[n], (0, 150, 60)[n] + 60, seed=n) for n, count in enumerate(shots)]
-    )
+    """Shots that stand still for so many frames each, four frames a second."""
+    lows = (0, 150, 60)
+    stills = [noise(1, 16, lows[n], lows[n] + 60, seed=n) for n in range(len(shots))]
+    frames = np.concatenate([np.repeat(still, count, 0) for still, count in zip(stills, shots)])
     times = np.arange(len(frames)) / 4
     return Scan(frames=frames, times=times, end=len(frames) / 4, height=16, width=16)
 
