@@ -37,7 +37,10 @@ FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Defaults:
-    """What a model was trained for, and how it is sampled when nothing else is said."""
+    """What a model was trained for, and how it is sampled when nothing else is said.
+
+    negative_prompt: what the text guidance leads away from; empty: from no text.
+    """
 
     height: int
     width: int
@@ -48,6 +51,23 @@ class Defaults:
     steps: int
     guidance: float
     shift: float
+    negative_prompt: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experts:
+    """A second transformer of the same sizes, for low noise, as Wan 2.2's A14B models have (`models.wan.experts`).
+
+    boundary: the time in [0, 1] from which on the first one, for high noise, is asked. guidance: the second one's
+    scale; the first one's stands in the defaults.
+    """
+
+    boundary: float
+    guidance: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.boundary < 1.0:
+            raise InputError(f"experts.boundary is {self.boundary}; expected a time between 0 and 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +75,7 @@ class BundleConfig:
     """Everything of a model but its weights.
 
     method, scheme, options: how its token sequence is laid out, as `methods.registry.create` takes them. vision: of the
-    image encoder, for a transformer that reads its tokens of the references.
+    image encoder, for a transformer that reads its tokens of the references. experts: if there are two transformers.
     """
 
     name: str
@@ -66,6 +86,7 @@ class BundleConfig:
     vae: VAEConfig
     text: UMT5Config
     vision: VisionConfig | None = None
+    experts: Experts | None = None
     defaults: Defaults
 
 
@@ -79,11 +100,12 @@ class Bundle:
     text: UMT5Encoder
     tokenizer: Tokenizer
     vision: VisionEncoder | None = None
+    transformer_2: WanTransformer | None = None
 
     @property
     def networks(self) -> dict[str, nnx.Module]:
         """All networks, by the names of their files."""
-        names = ("transformer", "vae", "text", "vision")
+        names = ("transformer", "vae", "text", "vision", "transformer_2")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
@@ -144,6 +166,9 @@ def load_bundle(folder: str | Path) -> Bundle:
         vision=None
         if vision is None
         else load_module(folder / "vision.safetensors", lambda: VisionEncoder(vision, nnx.Rngs(0))),
+        transformer_2=None
+        if config.experts is None
+        else load_module(folder / "transformer_2.safetensors", lambda: WanTransformer(transformer, nnx.Rngs(0))),
     )
 
 
@@ -190,6 +215,15 @@ def save_parameters(path: str | Path, values: Mapping[str, AnyArray], *, dtype: 
         else:
             stored[name] = np.ascontiguousarray(array.astype("float16" if dtype == "int8" else dtype))
     safetensors.numpy.save_file(stored, str(path), metadata={"format": "kaleido_jax"})
+
+
+def holds_scales(path: str | Path) -> bool:
+    """Whether a file holds whole numbers and their scales, as `save_parameters` writes them. A broken one does not."""
+    try:
+        with safetensors.safe_open(str(path), framework="numpy") as file:
+            return any(name.endswith(SCALE) for name in file.keys())  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError):
+        return False
 
 
 def _unscaled(stored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -85,6 +85,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--shift", type=_number, metavar="X", help="more of the steps at high noise (default: the model's)"
     )
     parser.add_argument("--sampler", metavar="NAME", help="euler (default), unipc-wan, dpmpp-2m-wan, ...")
+    parser.add_argument(
+        "--decode",
+        metavar="WAY",
+        help="how latents become pixels: whole frames (on a --mesh, divided over it), tiled (overlapping tiles, for "
+        "less memory), or auto (default: tiled above 2^19 pixels a frame)",
+    )
     parser.add_argument("--method", metavar="NAME", help="the conditioning, which must be the model's own")
     parser.add_argument(
         "--model", default="miniature", metavar="NAME", help="the shipped miniature (default), or a model folder"
@@ -95,6 +101,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="FILE[:X]",
         help="a LoRA of the transformer, added X times (default: 1) to its weights; repeat it for several",
+    )
+    parser.add_argument(
+        "--lora-low-noise",
+        action="append",
+        default=[],
+        metavar="FILE[:X]",
+        help="the same for the second transformer of a model that has one for low noise, as Wan 2.2's A14B have",
     )
     parser.add_argument(
         "--mesh",
@@ -124,6 +137,7 @@ def _run(args: argparse.Namespace) -> int:
     jobs = list(_jobs(args))
     folder = models.find(args.model)
     loras = [LoraFile.of(given) for given in args.lora]
+    loras += [LoraFile.of(given, low_noise=True) for given in args.lora_low_noise]
     _note(f"starting jax for {len(jobs)} videos" if len(jobs) > 1 else "starting jax")
     from kaleido_jax.bundle import load_config
     from kaleido_jax.parallel import MeshConfig
@@ -189,8 +203,6 @@ def _jobs(args: argparse.Namespace) -> "Iterator[Job]":
         return
     if args.prompt is None:
         raise UsageError("There is no prompt; say what the video should show with --prompt, or give --prompts FILE.")
-    if not args.reference and "||" not in args.prompt:  # a scene has none
-        raise UsageError("There is no reference picture; give at least one with --reference PICTURE.")
     references = tuple(jobs.subject_files(words) for words in args.reference)
     if args.primary != 1:
         from kaleido_jax.methods.differential import primary_first
@@ -205,17 +217,19 @@ def _jobs(args: argparse.Namespace) -> "Iterator[Job]":
 def _prepared(job: "Job", config: "BundleConfig") -> "Job":
     """The job with the model's defaults filled in; its number of references is looked at."""
     from kaleido_jax.methods.lct import scene_prompts
-    from kaleido_jax.methods.registry import METHODS
+    from kaleido_jax.methods.registry import METHODS, create
     from kaleido_jax.pipeline.request import check_reference_count
 
     if METHODS[config.method].data == "scene" and job.scene is None:
         scene_prompts(job.prompt)
     elif METHODS[config.method].data == "scene":
         pass  # checked when it was read
+    elif METHODS[config.method].pictures == "frames" and job.scene is None:
+        create(config.method, config.scheme, config.options).check_references(sum(map(len, job.references)))
     elif not job.references and job.scene is None:
         raise UsageError(
-            f"There is no reference picture for {config.name}, a model of {config.method}; only lct makes scenes of "
-            "shots without one."
+            f"There is no reference picture; {config.name}, a model of {config.method}, needs at least one: "
+            "--reference PICTURE."
         )
     elif job.scene is not None:
         raise UsageError(f"{config.name} is a model of {config.method}; only lct makes scenes of shots.")
@@ -264,6 +278,7 @@ def _is_wanted(job: "Job", config: "BundleConfig", folder: Path, loras: "list[Lo
 
 
 def _references(job: "Job", config: "BundleConfig") -> "tuple[Reference, ...]":
+    from kaleido_jax.methods.registry import METHODS
     from kaleido_jax.pipeline.references import read_references
 
     settings = job.settings
@@ -274,6 +289,7 @@ def _references(job: "Job", config: "BundleConfig") -> "tuple[Reference, ...]":
         width=settings.width,
         frames=settings.frames,
         frames_per_second=config.defaults.frames_per_second,
+        show=METHODS[config.method].pictures,
     )
 
 

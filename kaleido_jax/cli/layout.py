@@ -33,6 +33,7 @@ METHODS = {
     "contextanyone-emphasis": Method("gap", rule="emphasis"),
     "lct": Method("interleaved", references="none", shots=True, text=8),
     "lct-causal": Method("interleaved", rule="shot-causal", references="none", shots=True, text=8),
+    "wan": Method("channel-concat", references="none"),
     "phantom": Method("phantom", references="last"),
     "vace": Method("concat-before"),
     "wan-s2v": Method("wan-s2v", references="last"),

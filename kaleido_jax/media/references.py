@@ -24,6 +24,16 @@ def fit_on_white(picture: UInt8[np.ndarray, "h w 3"], height: int, width: int) -
     return centre_on_white(np.asarray(inner), height, width)
 
 
+def fill(picture: UInt8[np.ndarray, "h w 3"], height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:
+    """The picture scaled with Lanczos to cover `height` x `width`, and what stands out on two sides cut off."""
+    tall, wide = picture.shape[:2]
+    ratio = max(height / tall, width / wide)
+    size = max(width, round(wide * ratio)), max(height, round(tall * ratio))
+    covering = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
+    top, left = (size[1] - height) // 2, (size[0] - width) // 2
+    return covering[top : top + height, left : left + width]
+
+
 def centre_on_white(
     picture: UInt8[np.ndarray, "h w 3"], height: int, width: int
 ) -> UInt8[np.ndarray, "height width 3"]:

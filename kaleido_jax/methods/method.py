@@ -55,12 +55,14 @@ class Method(abc.ABC):
     """Base of the methods.
 
     name: as it is chosen by. data: what it is trained on: a video with "pictures" of its subjects, a "group" of clips
-    and pictures of one identity, or the shots of a "scene". most_references: that the paper knows.
+    and pictures of one identity, or the shots of a "scene". pictures: what a user's pictures show, "subjects" of the
+    video or "frames" of it. most_references: that the paper knows.
     scheme: how tokens are placed, a name of `rope.SCHEMES`.
     """
 
     name: ClassVar[str]
     data: ClassVar[Literal["pictures", "group", "scene"]] = "pictures"
+    pictures: ClassVar[Literal["subjects", "frames"]] = "subjects"
     most_references: ClassVar[int | None] = None
 
     scheme: str

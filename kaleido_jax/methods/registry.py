@@ -10,9 +10,10 @@ from kaleido_jax.methods.contextanyone import ContextAnyone
 from kaleido_jax.methods.kaleido import Kaleido
 from kaleido_jax.methods.lct import LCT
 from kaleido_jax.methods.method import Method
+from kaleido_jax.methods.wan import Wan
 from kaleido_jax.names import lookup
 
-METHODS: Mapping[str, type[Method]] = {method.name: method for method in (Kaleido, AnyID, ContextAnyone, LCT)}
+METHODS: Mapping[str, type[Method]] = {method.name: method for method in (Kaleido, AnyID, ContextAnyone, LCT, Wan)}
 
 
 def create(name: str, scheme: str = "", options: Sequence[str] = ()) -> Method:

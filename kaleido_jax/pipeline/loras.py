@@ -11,13 +11,17 @@ from kaleido_jax.errors import UsageError, printable
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoraFile:
-    """A LoRA file, or PEFT's folder of one, and how strongly it is added to the transformer's weights."""
+    """A LoRA file, or PEFT's folder of one, and how strongly it is added to the transformer's weights.
+
+    low_noise: it belongs to the second transformer, that for low noise, of a model that has two.
+    """
 
     path: Path
     strength: float = 1.0
+    low_noise: bool = False
 
     @classmethod
-    def of(cls, given: "str | Path | LoraFile") -> "LoraFile":
+    def of(cls, given: "str | Path | LoraFile", *, low_noise: bool = False) -> "LoraFile":
         """From a path, or from a text "FILE" or "FILE:STRENGTH".
 
         Raises:
@@ -35,7 +39,7 @@ class LoraFile:
                 raise UsageError(f"the strength {printable(text)!r} of the LoRA {printable(name)!r} is no number.")
         if not path.exists():
             raise UsageError(f"There is no LoRA file {printable(str(path))!r}.")
-        return cls(path=path, strength=strength)
+        return cls(path=path, strength=strength, low_noise=low_noise)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -44,8 +48,22 @@ class LoraFile:
 
         return files(self.path)
 
+    @property
+    def network(self) -> str:
+        """Which network of a model folder it changes."""
+        return "transformer_2" if self.low_noise else "transformer"
+
+    @property
+    def option(self) -> str:
+        """The option of `kaleido generate` that gives it."""
+        return "--lora-low-noise" if self.low_noise else "--lora"
+
     def request(self) -> dict[str, Any]:
         """What of it determines the pixels."""
         from kaleido_jax.pipeline.record import file_sha256
 
-        return {"sha256": [file_sha256(file) for file in self.files], "strength": self.strength}
+        return {
+            "network": self.network,
+            "sha256": [file_sha256(file) for file in self.files],
+            "strength": self.strength,
+        }

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from kaleido_jax.bundle import BundleConfig
 
 DEFAULT = "miniature"
-METHODS = ("kaleido", "anyid", "contextanyone", "lct")  # of methods.registry, which would load jax
+METHODS = ("kaleido", "anyid", "contextanyone", "lct", "wan")  # of methods.registry, which would load jax
 
 
 def shipped() -> dict[str, Path]:

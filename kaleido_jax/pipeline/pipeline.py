@@ -18,18 +18,21 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from kaleido_jax.bundle import Bundle, BundleConfig, load_bundle, load_config, parameters
 from kaleido_jax.diffusion import samplers
-from kaleido_jax.errors import UsageError
+from kaleido_jax.errors import InputError, UsageError
 from kaleido_jax.layout import Grid, TokenLayout
 from kaleido_jax.media.references import to_model_range
 from kaleido_jax.methods import registry
 from kaleido_jax.methods.differential import primary_first
 from kaleido_jax.methods.method import EMPTY_BYTE, Condition
 from kaleido_jax.methods.scene import Scene
+from kaleido_jax.models.wan.image_to_video import conditioning_clip
 from kaleido_jax.parallel import MeshConfig, batch_shardings, place, shardings
 from kaleido_jax.pipeline import models
 from kaleido_jax.pipeline.compile_cache import use_compile_cache
 from kaleido_jax.pipeline.loras import LoraFile
 from kaleido_jax.pipeline.programs import (
+    decode_divided,
+    decode_in_tiles,
     decode_latents,
     encode_image,
     encode_pixels,
@@ -97,6 +100,8 @@ class Pipeline:
     def __init__(self, bundle: Bundle, folder: Path | None = None):
         self.config, self.folder, self.tokenizer = bundle.config, folder, bundle.tokenizer
         self.method = registry.create(bundle.config.method, bundle.config.scheme, bundle.config.options)
+        if bundle.config.experts is not None and (self.method.data == "scene" or self.method.reconstructs):
+            raise InputError(f"{bundle.config.name} has two transformers, which {self.method.name} does not know.")
         modules = bundle.networks
         self._graphs = {name: nnx.split(module)[0] for name, module in modules.items()}
         self.weights = {name: parameters(module) for name, module in modules.items()}
@@ -110,6 +115,7 @@ class Pipeline:
         model: str | Path = models.DEFAULT,
         *,
         loras: Sequence[str | Path | LoraFile] = (),
+        low_noise_loras: Sequence[str | Path | LoraFile] = (),
         compile_cache: bool = True,
     ) -> "Pipeline":
         """A model by name or by the path of its folder.
@@ -117,6 +123,7 @@ class Pipeline:
         Args:
           model: "miniature", which comes with the package, or a folder that `kaleido train --export` wrote.
           loras: LoRA files of the transformer, which are added to its weights: "FILE", "FILE:STRENGTH" or a `LoraFile`.
+          low_noise_loras: the same of the second transformer, of a model that has one for low noise.
           compile_cache: keep compiled programs in the user's cache folder (JAX_COMPILATION_CACHE_DIR names another).
 
         Raises:
@@ -127,11 +134,16 @@ class Pipeline:
         if compile_cache:
             use_compile_cache()
         files = tuple(LoraFile.of(given) for given in loras)
-        sizes = load_config(folder).transformer
-        changes = [(lora.read(file.path, sizes), file.strength) for file in files]
+        files += tuple(LoraFile.of(given, low_noise=True) for given in low_noise_loras)
+        config = load_config(folder)
+        if config.experts is None and any(file.low_noise for file in files):
+            raise UsageError(f"{config.name} has one transformer; give its LoRAs as those of no special noise.")
+        changes = [(file.network, lora.read(file.path, config.transformer), file.strength) for file in files]
         pipeline = cls(load_bundle(folder), folder)
         pipeline._loras = files
-        pipeline.weights["transformer"] = lora.merge(pipeline.weights["transformer"], changes, donate=True)
+        for network in {name for name, _, _ in changes}:
+            own = [(change, strength) for name, change, strength in changes if name == network]
+            pipeline.weights[network] = lora.merge(pipeline.weights[network], own, donate=True)
         return pipeline
 
     def __call__(
@@ -172,6 +184,7 @@ class Pipeline:
             width=settings.width,
             frames=settings.frames,
             frames_per_second=self.config.defaults.frames_per_second,
+            show=self.method.pictures,
         )
         return self.generate(pictures, prompt, settings, progress, scene)
 
@@ -187,13 +200,18 @@ class Pipeline:
         report = progress or (lambda what, done, total: None)
         if scene is not None or self.method.data == "scene":
             return self._scene(references, prompt, settings, report, scene)
-        check_reference_count(len(references), self.config.defaults.references)
+        if self.method.pictures == "subjects":
+            check_reference_count(len(references), self.config.defaults.references)
         self.method.check_references(len(references))
         defaults = self.config.defaults
         prompts = self.method.prompts(prompt)
         bucket = self._layout(settings, references, len(prompts))
-        rule = self.method.guidance(settings.guidance)
-        texts = [prompts if branch.text == "prompt" else ("",) * len(prompts) for branch in rule.branches]
+        rules = {name: self.method.guidance(scale) for name, scale in self._scales(settings).items()}
+        rule = max(rules.values(), key=lambda rule: len(rule.branches))
+        others = {"negative": defaults.negative_prompt, "empty": ""}
+        texts = [
+            prompts if branch.text == "prompt" else (others[branch.text],) * len(prompts) for branch in rule.branches
+        ]
         ids, lengths = self.tokenizer.encode([text for row in texts for text in row], defaults.text_tokens)
 
         run = functools.partial(self.run_program, report=report)
@@ -212,12 +230,18 @@ class Pipeline:
             text=words.reshape(len(texts), -1, words.shape[2]),
             text_lengths=jnp.asarray(lengths).reshape(len(texts), -1),
             references=[jnp.concatenate(pieces) for pieces in zip(*rows)],
-            reference_frames=jnp.asarray([present] * len(texts), jnp.int32).reshape(len(texts), -1),
-            subjects=jnp.asarray([subjects] * len(texts), jnp.int32).reshape(len(texts), -1),
-            image=self._image(references, len(latents), len(texts), run),
+            reference_frames=jnp.asarray([present] * len(texts), jnp.int32).reshape(len(texts), len(present)),
+            subjects=jnp.asarray([subjects] * len(texts), jnp.int32).reshape(len(texts), len(subjects)),
+            image=self._image(references, max(len(latents), len(references)), len(texts), run),
         )
         condition = self.on_mesh(condition)
-        scales = jnp.asarray(rule.weights, jnp.float32)
+        # Of each transformer: its weights, and how its branches are weighed, 0 for one that only another has.
+        networks = {}
+        for name, own in rules.items():
+            weighed = dict(zip(own.branches, own.weights))
+            row = [weighed.get(branch, 0.0) for branch in rule.branches]
+            networks[name] = {"transformer": self.weights[name]}, jnp.asarray(row, jnp.float32)
+        weights, scales = networks["transformer"]
         shape = (
             1,
             vae.latent_frames(settings.frames),
@@ -231,9 +255,9 @@ class Pipeline:
         steps = [samplers.Steps(*(np.float32(column[index]) for column in table)) for index in range(settings.steps)]
         fixed = {"method": self.method, "layout": bucket, "patch": self.config.transformer.patch}
         function = functools.partial(sampler_step, branches=rule.branches, ulysses=self.ulysses, **fixed)
-        weights = {"transformer": self.weights["transformer"]}
         kept = None
-        if self.method.pinned and self.mesh is None:  # a cache is kept by one device, and saves time, nothing else
+        # A cache is kept by one device and of one network, and saves time, nothing else.
+        if self.method.pinned and self.mesh is None and self.config.experts is None:
             keep = functools.partial(keep_references, **fixed)
             key = ("keep_references", len(texts), bucket)
             kept = self.program("references", key, keep, weights, (condition,), report)(weights, condition)
@@ -243,6 +267,7 @@ class Pipeline:
         )
         report("sampling", 0, settings.steps)
         for index, row in enumerate(steps):
+            weights, scales = networks[self._expert(row.time)]
             state = jax.block_until_ready(program(weights, state, row, condition, scales, kept))
             report("sampling", index + 1, settings.steps)
         painted = []
@@ -253,10 +278,10 @@ class Pipeline:
             )(weights, condition)
             row = next(i for i, branch in enumerate(rule.branches) if branch.text == "prompt")
             for latent in again[: len(references)]:
-                painted.append(run("decoder", decode_latents, {"vae": self.weights["vae"]}, (latent[row : row + 1],)))
-        pixels = run("decoder", decode_latents, {"vae": self.weights["vae"]}, (state.x,))
+                painted.append(self.decode(latent[row : row + 1], settings, report))
+        pixels = self.decode(state.x, settings, report)
         return Generation(
-            video=np.asarray(pixels)[0],
+            video=pixels[0],
             latents=np.asarray(state.x)[0],
             prompt=prompt,
             references=tuple(references),
@@ -264,7 +289,7 @@ class Pipeline:
             config=self.config,
             folder=self.folder,
             loras=self._loras,
-            reconstructions=tuple(np.asarray(pixels)[0] for pixels in painted),
+            reconstructions=tuple(pixels[0] for pixels in painted),
         )
 
     def _scene(
@@ -293,11 +318,44 @@ class Pipeline:
             scene=scene,
         )
 
+    def _scales(self, settings: Settings) -> dict[str, float]:
+        """The scale of the guidance of each transformer: what is asked for, or the two of the model."""
+        assert settings.guidance is not None
+        scales, experts = {"transformer": settings.guidance}, self.config.experts
+        if experts is not None:
+            own = settings.guidance == self.config.defaults.guidance
+            scales["transformer_2"] = experts.guidance if own else settings.guidance
+        return scales
+
+    def _expert(self, time: np.float32) -> str:
+        """The transformer that is asked at a time of the flow."""
+        experts = self.config.experts
+        return "transformer" if experts is None or time >= np.float32(experts.boundary) else "transformer_2"
+
+    def decode(
+        self, latents: Float[Array, "b f h w z"], settings: Settings, report: Progress
+    ) -> UInt8[np.ndarray, "b _ _ _ 3"]:
+        """Frames of latents, as `Settings.decode` says; whole ones are divided over the mesh where it divides them."""
+        weights = {"vae": self.weights["vae"]}
+        if settings.decode == "tiled":
+            return np.asarray(self.run_program("decoder", decode_in_tiles, weights, (latents,), report=report))
+        sizes = {} if self.mesh is None else self.mesh.shape
+        divides = lambda parts: parts > 1 and any(side % parts == 0 for side in latents.shape[2:4])
+        fitting = [name for name, parts in sizes.items() if divides(parts)]
+        if not fitting:
+            return np.asarray(self.run_program("decoder", decode_latents, weights, (latents,), report=report))
+        axis = max(fitting, key=lambda name: sizes[name])
+        function = functools.partial(decode_divided, mesh=self.mesh, axis=axis)
+        weights, latents = self.everywhere((weights, latents))
+        program = self.program("decoder", ("decode_divided", latents.shape), function, weights, (latents,), report)
+        return np.asarray(jax.block_until_ready(program(weights, latents)))
+
     def spread(self, mesh: MeshConfig) -> None:
         """Lays the transformer and the text encoder over devices; videos are made on all of them from here on.
 
-        Branches of the guidance are divided by data and fsdp, tokens by sequence, weights by fsdp and tensor. The VAE
-        stays on the first device.
+        Branches of the guidance are divided by data and fsdp, tokens by sequence, weights by fsdp and tensor. Frames
+        that are decoded whole are divided by the axis of most devices that divides them; for the rest the VAE stays on
+        the first device.
 
         Raises:
           UsageError: the mesh does not divide the devices or the heads.
@@ -305,7 +363,7 @@ class Pipeline:
         made, heads = mesh.make(), self.config.transformer.heads
         if heads % made.shape["tensor"]:
             raise UsageError(f"The mesh has tensor={made.shape['tensor']}; it must divide the {heads} heads.")
-        for name in ("transformer", "text"):
+        for name in {"transformer", "transformer_2", "text"} & self.weights.keys():
             self.weights[name] = place(self.weights[name], shardings(self.weights[name], made))
         self.mesh, self.ulysses, self._compiled = made, mesh.ulysses, {}
 
@@ -355,7 +413,14 @@ class Pipeline:
     def _encode(
         self, references: Sequence[Reference], settings: Settings, run: Callable[..., Any]
     ) -> list[Float[Array, "1 f h w z"]]:
-        """Latents of each slot, every reference encoded alone; pictures go through the encoder as one batch."""
+        """Latents of each slot, every reference encoded alone; pictures go through the encoder as one batch.
+
+        Frames of the video are one clip instead, with grey between them.
+        """
+        if self.method.pictures == "frames":
+            pictures = [jnp.asarray(to_model_range(reference.pixels[:1])) for reference in references]
+            clips = [conditioning_clip(pictures[0], settings.frames, *pictures[1:])] if pictures else []
+            return [run("clip encoder", encode_pixels, {"vae": self.weights["vae"]}, (clip,)) for clip in clips]
         slots = max(len(references), self.config.defaults.references)
         weights = {"vae": self.weights["vae"]}
         stills = np.full((slots, 1, settings.height, settings.width, 3), 255, np.uint8)

@@ -5,12 +5,14 @@ from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from kaleido_jax.bundle import merge
 from kaleido_jax.diffusion import guidance, samplers
 from kaleido_jax.layout import Grid, TokenLayout
 from kaleido_jax.methods import cache, contextanyone, lct
 from kaleido_jax.methods.method import Condition, Method, velocity
+from kaleido_jax.models.vae import decode_on_mesh, decode_tiled
 from kaleido_jax.models.vision import wan_image_tokens
 from kaleido_jax.parallel import divided
 from kaleido_jax.typing import Array, Bool, Float, Int, Params, UInt8
@@ -22,8 +24,10 @@ Weights = Mapping[str, Params]
 def encode_text(
     weights: Weights, ids: Int[Array, "b m"], lengths: Int[Array, "b"], *, graphs: Graphs
 ) -> Float[Array, "b m d"]:
-    """The text encoder's output for padded token ids."""
-    return merge(graphs["text"], weights["text"])(ids, lengths)
+    """The text encoder's output for padded token ids, zero past each length, which Wan's own models read too."""
+    words = merge(graphs["text"], weights["text"])(ids, lengths)
+    there = jnp.arange(ids.shape[1], dtype=jnp.int32)[None] < lengths[:, None]
+    return jnp.where(there[..., None], words, 0.0)
 
 
 def encode_pixels(weights: Weights, pixels: Float[Array, "b f h w 3"], *, graphs: Graphs) -> Float[Array, "b _ _ _ z"]:
@@ -43,7 +47,24 @@ def decode_latents(
     weights: Weights, latents: Float[Array, "b f h w z"], *, graphs: Graphs
 ) -> UInt8[Array, "b _ _ _ 3"]:
     """Frames as bytes, coded chunk by chunk in time, so that memory does not grow with the length."""
-    video = merge(graphs["vae"], weights["vae"]).decode(latents)
+    return _as_bytes(merge(graphs["vae"], weights["vae"]).decode(latents))
+
+
+def decode_in_tiles(
+    weights: Weights, latents: Float[Array, "b f h w z"], *, graphs: Graphs
+) -> UInt8[Array, "b _ _ _ 3"]:
+    """As `decode_latents`, in tiles of the pictures too, so that memory hardly grows with their size."""
+    return _as_bytes(decode_tiled(merge(graphs["vae"], weights["vae"]), latents))
+
+
+def decode_divided(
+    weights: Weights, latents: Float[Array, "b f h w z"], *, graphs: Graphs, mesh: Mesh, axis: str
+) -> UInt8[Array, "b _ _ _ 3"]:
+    """As `decode_latents`, each device of a mesh axis a part of every frame."""
+    return _as_bytes(decode_on_mesh(merge(graphs["vae"], weights["vae"]), latents, mesh, axis))
+
+
+def _as_bytes(video: Float[Array, "b f h w 3"]) -> UInt8[Array, "b f h w 3"]:
     return jnp.round((video + 1.0) * 127.5).astype(jnp.uint8)
 
 

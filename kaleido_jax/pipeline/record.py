@@ -152,8 +152,8 @@ def _command(
         words += ["--sampling", scene.sampling] if scene.sampling else []
     words += ["--model", model, "--size", f"{settings.width}x{settings.height}"]
     for file in loras:
-        words += ["--lora", f"{file.path}:{file.strength}"]
-    for name in ("frames", "seed", "steps", "guidance", "shift", "sampler"):
+        words += [file.option, f"{file.path}:{file.strength}"]
+    for name in ("frames", "seed", "steps", "guidance", "shift", "sampler", "decode"):
         words += [f"--{name}", str(getattr(settings, name))]
     return shlex.join(words)
 

@@ -3,8 +3,8 @@
 import dataclasses
 import hashlib
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -13,7 +13,7 @@ from PIL import Image
 from kaleido_jax.errors import InputError
 from kaleido_jax.media.clips import is_clip, read_clip
 from kaleido_jax.media.images import MAX_PIXELS, MAX_SIDE, read_image
-from kaleido_jax.media.references import fit_on_white
+from kaleido_jax.media.references import fill, fit_on_white
 from kaleido_jax.pipeline.request import shown
 
 # A path, a Pillow picture, or an array uint8 [h, w, 3].
@@ -39,20 +39,28 @@ class Reference:
 
 
 def read_references(
-    references: Sequence[Picture | Sequence[Picture]], *, height: int, width: int, frames: int, frames_per_second: int
+    references: Sequence[Picture | Sequence[Picture]],
+    *,
+    height: int,
+    width: int,
+    frames: int,
+    frames_per_second: int,
+    show: Literal["subjects", "frames"] = "subjects",
 ) -> tuple[Reference, ...]:
     """All references in their order, fitted to `height` x `width`.
 
     Args:
       references: one entry a subject: a picture, a clip, or a sequence of pictures and clips that all show it.
       frames, frames_per_second: a clip gives at most so many frames, sampled at this rate.
+      show: whether they are subjects, on white, or frames of the video: pictures that fill it, cut off at the sides.
 
     Raises:
       InputError: names the first file that cannot be used, and what would be right.
     """
     if isinstance(references, str | bytes | os.PathLike | Image.Image | np.ndarray):
         raise InputError(f"references is {_kind(references)}; give a list with one entry for each subject.")
-    read = lambda picture: _pixels(picture, height, width, frames, frames_per_second)
+    fit = fit_on_white if show == "subjects" else fill
+    read = lambda picture: _pixels(picture, height, width, frames, frames_per_second, fit)
     result = []
     for subject, entry in enumerate(references):
         pictures = list(entry) if isinstance(entry, Sequence) and not isinstance(entry, str | bytes) else [entry]
@@ -64,9 +72,13 @@ def read_references(
     return tuple(result)
 
 
-def _pixels(picture: Any, height: int, width: int, frames: int, rate: int) -> UInt8[np.ndarray, "f h w 3"]:
+def _pixels(
+    picture: Any, height: int, width: int, frames: int, rate: int, fit: Callable[..., np.ndarray]
+) -> UInt8[np.ndarray, "f h w 3"]:
     if isinstance(picture, str | os.PathLike):
         if is_clip(picture):
+            if fit is fill:
+                raise InputError(f"{shown(os.fsdecode(picture))} is a clip; give pictures of the frames.")
             clip = read_clip(picture, frames=frames, height=height, width=width, frames_per_second=rate)
             if len(clip) == 1 and frames > 1:
                 raise InputError(
@@ -74,7 +86,7 @@ def _pixels(picture: Any, height: int, width: int, frames: int, rate: int) -> UI
                     "latent frame after its first; give a longer clip, or a picture."
                 )
             return clip
-        return fit_on_white(read_image(picture), height, width)[None]
+        return fit(read_image(picture), height, width)[None]
     if isinstance(picture, Image.Image):
         rgba = np.array(picture.convert("RGBA"))
         alpha = rgba[..., 3:].astype(np.float32) / 255
@@ -84,7 +96,7 @@ def _pixels(picture: Any, height: int, width: int, frames: int, rate: int) -> UI
     tall, wide = picture.shape[:2]
     if not (tall and wide) or max(tall, wide) > MAX_SIDE or tall * wide > MAX_PIXELS:
         raise InputError(f"A reference has {wide} x {tall} pixels; give 1 x 1 to {MAX_PIXELS // 10**6} megapixels.")
-    return fit_on_white(picture, height, width)[None]
+    return fit(picture, height, width)[None]
 
 
 def _kind(value: Any) -> str:

@@ -20,6 +20,8 @@ MAX_SHIFT = 100.0
 MAX_SIDE = 2048
 MAX_FRAMES = 401
 MAX_REFERENCES = 16
+DECODE = ("auto", "whole", "tiled")
+WHOLE_PIXELS = 2**19  # of a frame: 480 x 832 and less are decoded whole, 720 x 1280 in tiles
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,9 @@ class Settings:
 
     height, width: pixels. frames: of the video. steps: of the sampler. guidance: scale of the text guidance, 1 is none.
     sampler: a name of `kaleido_jax.diffusion.samplers.SAMPLERS`. shift: of the sampler's times towards noise.
+    decode: latents become pixels of "whole" frames (on a mesh, which then is divided over them, if it can be), or in
+      overlapping tiles ("tiled"), which takes less memory and changes a little where tiles meet; "auto" takes tiles for
+      frames of more than `WHOLE_PIXELS`.
     """
 
     seed: int = 0
@@ -38,6 +43,7 @@ class Settings:
     guidance: float | int | None = None
     shift: float | int | None = None
     sampler: str = "euler"
+    decode: str = "auto"
 
     def __post_init__(self) -> None:
         whole_number("seed", self.seed, 0, MAX_SEED)
@@ -49,6 +55,8 @@ class Settings:
                 object.__setattr__(self, name, real_number(name, getattr(self, name), low, most))
         if not isinstance(self.sampler, str):
             raise UsageError(f"sampler is {shown(self.sampler)}; it must be the name of a sampler, such as euler.")
+        if self.decode not in DECODE:
+            raise UsageError(f"decode is {shown(self.decode)}; it must be one of {', '.join(DECODE)}.")
 
     def resolved(self, config: "BundleConfig") -> "Settings":
         """These settings with the model's defaults filled in, and known to fit the model.
@@ -80,6 +88,9 @@ class Settings:
             raise UsageError(
                 f"frames is {whole.frames}; for this model it must be {step} n + 1, nearest: {low} and {low + step}."
             )
+        if whole.decode == "auto":
+            tiled = whole.height * whole.width > WHOLE_PIXELS
+            whole = dataclasses.replace(whole, decode="tiled" if tiled else "whole")
         if (whole.height, whole.width, whole.frames) != (defaults.height, defaults.width, defaults.frames):
             warnings.warn(
                 f"The model was trained at {defaults.width} x {defaults.height} pixels and {defaults.frames} frames; "

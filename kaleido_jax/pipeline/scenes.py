@@ -13,7 +13,7 @@ from kaleido_jax.media.references import to_model_range
 from kaleido_jax.methods import lct
 from kaleido_jax.methods.method import Condition
 from kaleido_jax.methods.scene import Part, Scene, parts
-from kaleido_jax.pipeline.programs import decode_latents, encode_pixels, encode_text, scene_step, shot_by_shot
+from kaleido_jax.pipeline.programs import encode_pixels, encode_text, scene_step, shot_by_shot
 from kaleido_jax.pipeline.references import Reference
 from kaleido_jax.pipeline.request import Settings
 from kaleido_jax.typing import Array, Float, UInt8
@@ -81,10 +81,9 @@ class SceneMaker:
         return self.run("clip encoder", encode_pixels, weights, (to_model_range(pixels[None]),))
 
     def _finish(self, made: Sequence[int], latents: Float[Array, "one f h w z"]) -> None:
-        weights = {"vae": self.pipeline.weights["vae"]}
         for number, piece in zip(made, jnp.split(latents, len(made), axis=1)):
             self.latents[number] = piece
-            self.pixels[number] = np.asarray(self.run("decoder", decode_latents, weights, (piece,)))[0]
+            self.pixels[number] = self.pipeline.decode(piece, self.settings, self.report)[0]
 
     def _noise(self, key: int) -> Float[Array, "1 f h w z"]:
         """Where a shot starts, which is also mixed into it when others see it: of the seed and its number."""

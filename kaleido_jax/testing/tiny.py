@@ -12,6 +12,7 @@ from flax import nnx
 from kaleido_jax.bundle import Bundle, BundleConfig, Defaults, abstract, merge, save_bundle
 from kaleido_jax.models.text import Tokenizer, UMT5Config, UMT5Encoder
 from kaleido_jax.models.vae import VAEConfig, WanVAE
+from kaleido_jax.models.vision import VisionEncoder
 from kaleido_jax.models.wan import WanConfig, WanTransformer
 
 M = TypeVar("M", bound=nnx.Module)
@@ -53,13 +54,17 @@ WORDS = ("a", "red", "blue", "cat", "dog", "walks", "jumps", "left", "right")
 
 def tiny_bundle(config: BundleConfig = TINY_CONFIG, seed: int = 0) -> Bundle:
     """A model with random weights, none of them zero: every input reaches the output."""
-    random = np.random.default_rng(seed)
+    random, vision = np.random.default_rng(seed), config.vision
     return Bundle(
         config=config,
         transformer=randomised(lambda: WanTransformer(config.transformer, nnx.Rngs(seed)), random),
         vae=randomised(lambda: WanVAE(config.vae, nnx.Rngs(seed)), random),
         text=randomised(lambda: UMT5Encoder(config.text, nnx.Rngs(seed)), random),
         tokenizer=Tokenizer.from_words(WORDS),
+        vision=None if vision is None else randomised(lambda: VisionEncoder(vision, nnx.Rngs(seed)), random),
+        transformer_2=None
+        if config.experts is None
+        else randomised(lambda: WanTransformer(config.transformer, nnx.Rngs(seed)), random),
     )
 
 

@@ -6,6 +6,7 @@ Each is read from a model folder of ours or from any checkpoint that `kaleido po
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from kaleido_jax.bundle import (
     CONFIG,
     TOKENIZER,
     abstract,
-    load_bundle,
+    holds_scales,
     load_config,
     load_module,
     load_vae,
@@ -30,6 +31,7 @@ from kaleido_jax.bundle import (
 from kaleido_jax.errors import InputError, UsageError, printable
 from kaleido_jax.models.text import Tokenizer, UMT5Config, UMT5Encoder
 from kaleido_jax.models.vae import VAEConfig, WanVAE
+from kaleido_jax.models.wan import WanTransformer
 from kaleido_jax.parallel import MeshConfig
 from kaleido_jax.training.experiment import Experiment
 from kaleido_jax.typing import Array
@@ -41,9 +43,10 @@ def on_host() -> Mesh:
 
 
 def is_model(folder: str | Path) -> bool:
-    """Whether it is a model folder of ours, which may be only in part."""
+    """Whether it is a model folder of ours, which may be only in part; one network that was ported is none."""
     try:
-        return "format" in json.loads((Path(folder) / CONFIG).read_text())
+        document = json.loads((Path(folder) / CONFIG).read_text())
+        return "format" in document and "family" not in document
     except (OSError, ValueError):
         return False
 
@@ -109,19 +112,29 @@ def first_weights(experiment: Experiment, mesh: Mesh | None) -> dict[str, dict[s
     """
     named, trained = experiment.start_from, not experiment.data.text_embeddings
     if is_model(named) or not Path(named).exists():
-        bundle = load_bundle(named)
-        _check(experiment, "start_from", bundle.config.transformer, experiment.transformer)
-        weights = {"transformer": parameters(bundle.transformer)}
+        config, transformer, text = load_config(named), experiment.transformer, experiment.text
+        _check(experiment, "start_from", config.transformer, transformer)
+        make: dict[str, Callable[[], nnx.Module]] = {"transformer": lambda: WanTransformer(transformer, nnx.Rngs(0))}
         if trained:
-            _check(experiment, "start_from", bundle.config.text, experiment.text)
-            weights["text"] = parameters(bundle.text)
-        return weights
+            _check(experiment, "start_from", config.text, text)
+            make["text"] = lambda: UMT5Encoder(text, nnx.Rngs(0))
+        return {part: _network(Path(named) / f"{part}.safetensors", make[part], mesh) for part in make}
     if trained:
         name = printable(named)
         raise UsageError(f"start_from is {name}; a run that trains its text encoder starts from a model folder")
     config, weights = porting.load(named, mesh=mesh, dtype="float32")
     _check(experiment, "start_from", config, experiment.transformer)
     return {"transformer": weights}
+
+
+def _network(path: Path, make: Callable[[], nnx.Module], mesh: Mesh | None) -> dict[str, Array]:
+    """One network of a model folder. On a mesh each process reads the bytes of its own shards.
+
+    Files of whole numbers, which are those of small models, are read whole.
+    """
+    if mesh is None or not path.is_file() or holds_scales(path):
+        return parameters(load_module(path, make))
+    return porting.load(path, mesh=mesh, dtype="float32")[1]
 
 
 def _check(experiment: Experiment, field: str, found: Any, wanted: Any) -> None:

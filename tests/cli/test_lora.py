@@ -41,7 +41,7 @@ def test_a_lora_changes_the_video_and_stands_in_the_record(kaleido, model, folde
     paths = {"references": ["cat.png"], "prompt": PROMPT, "steps": 1}
     pipeline = Pipeline.load(model, loras=[LoraFile(path=lora, strength=1.5)], compile_cache=False)
     plain = load_bundle(model).transformer.blocks.mlp.second.kernel[...]
-    merged = pipeline._weights["transformer"]["blocks.mlp.second.kernel"]
+    merged = pipeline.weights["transformer"]["blocks.mlp.second.kernel"]
     assert np.abs(np.asarray(merged) - np.asarray(plain)).max() > 0.1
     made = pipeline(**paths)
     made.save("again.mp4")

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from kaleido_jax.typing import Array, Float
 
+MASK_CHANNELS = 4  # as many as frames of the video in one of its latents
+
 
 def conditioning_clip(
     first: Float[Array, "b h w c"], frames: int, last: Float[Array, "b h w c"] | None = None
@@ -27,17 +29,17 @@ def conditioning_clip(
 
 
 def conditioning_channels(
-    latents: Float[Array, "b f h w z"], *, last: bool = False, temporal_factor: int = 4
+    latents: Float[Array, "b f h w z"], *, last: bool = False
 ) -> Float[Array, "b f h w factor_and_z"]:
     """The mask's channels, then the latents: to be put behind the noisy latents on the last axis.
 
-    The mask says of each frame of the video whether it is given: a latent frame has a channel for each of its
-    `temporal_factor` frames. The first latent frame stands for one frame alone, and has it in all of its channels.
+    The mask says of each frame of the video whether it is given: a latent frame has a channel for each of its four
+    frames. The first latent frame stands for one frame alone, and has it in all of its channels.
 
     Args:
       latents: normalised, of the `conditioning_clip`. last: whether that clip ends with a picture too.
     """
-    mask = jnp.zeros((*latents.shape[:-1], temporal_factor), latents.dtype).at[:, 0].set(1)
+    mask = jnp.zeros((*latents.shape[:-1], MASK_CHANNELS), latents.dtype).at[:, 0].set(1)
     if last:
         mask = mask.at[:, -1, ..., -1].set(1)
     return jnp.concatenate([mask, latents], axis=-1)
