@@ -190,6 +190,7 @@ class _Target:
     def write(self, path: Path, family: str, config: Any, parameters: Parameters, source: str) -> Ported:
         """Write the parameters at a path beside the destination. Raises InputError naming those that are no numbers."""
         goal = layout_of(family, OURS if self.to == "orbax" else self.to)
+        document = goal.config_document(config)  # or says what the layout cannot hold
         tensors = _tensors(goal, config, parameters, self.dtype)
         total = sum(info.nbytes for info in tensors.values())
         job = _Job(parameters, tensors, goal.table(config), self.progress, total)
@@ -206,7 +207,6 @@ class _Target:
             (path / torch_files.LATEST).write_text(file.parent.name)
         else:
             path.mkdir()
-            document = goal.config_document(config)
             if document:
                 (path / "config.json").write_text(json.dumps(document, indent=2) + "\n")
             write_folder(path, goal.weights, tensors, job.chunks, shard_bytes=self.shard_bytes)

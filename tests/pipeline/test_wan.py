@@ -138,7 +138,7 @@ def test_frames_fill_the_video(tmp_path):
     )
     (reference,) = read_references([wide], height=20, width=40, frames=5, frames_per_second=8, show="frames")
     np.testing.assert_array_equal(reference.pixels[0], filled)
-    (tmp_path / "clip.mp4").write_bytes(b"")
+    (tmp_path / "clip.mp4").write_bytes(b"\0\0\0\x18ftypisom" + bytes(24))
     with pytest.raises(InputError, match="is a clip; give pictures of the frames"):
         read_references([tmp_path / "clip.mp4"], height=20, width=40, frames=5, frames_per_second=8, show="frames")
 

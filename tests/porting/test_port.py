@@ -93,6 +93,19 @@ def test_dino_is_exported_as_dino(tmp_path, to):
             inspect(tmp_path / "dino")
 
 
+@pytest.mark.parametrize("changes", [{"data_std": (1.0, 2.0, 1.0, 1.0)}, {"emphasis": True, "image_dim": 4}])
+def test_what_no_other_project_computes_stays_ours(tmp_path, changes):
+    """A network that others' classes would load and run as another one is refused, to a folder and to a file."""
+    config = dataclasses.replace(TINY_CONFIG.transformer, **changes)
+    parameters = {name: np.ones(x.shape, x.dtype) for name, x in family_of(config).abstract_parameters(config).items()}
+    for to, name in (("diffusers", "there"), ("original", "there.safetensors"), ("kaleido-sat", "there")):
+        with pytest.raises(InputError, match=f"{next(iter(changes))} is .*, which only our own layouts"):
+            export(parameters, config, tmp_path / name, to=to)
+    assert not os.listdir(tmp_path)
+    export(parameters, config, tmp_path / "ours", to="kaleido")
+    assert inspect(tmp_path / "ours").config == config
+
+
 @pytest.mark.parametrize("image", [None, 24])
 def test_diffusers_loads_what_we_write(tmp_path, image):
     """Saved by diffusers, through the original layout and our arrays, and loaded by diffusers: equal outputs."""

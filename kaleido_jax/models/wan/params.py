@@ -204,7 +204,16 @@ def config_from(shapes: Mapping[str, Shape], layout: Layout, document: Mapping[s
 
 
 def config_document(config: WanConfig, layout: Layout) -> dict[str, Any]:
-    """The config.json that stands beside weights of this layout; Kaleido's own files have none."""
+    """The config.json that stands beside weights of this layout; Kaleido's own files have none.
+
+    Raises:
+      InputError: for a transformer that computes what no class of another project does.
+    """
+    for field in ("data_std", "emphasis"):
+        if getattr(config, field):
+            raise InputError(
+                f"{field} is {getattr(config, field)}, which only our own layouts (kaleido, orbax) can hold"
+            )
     if layout == "kaleido-sat":
         return {}
     keys = _DOCUMENT_KEYS[layout]
