@@ -18,7 +18,7 @@ from kaleido_jax.errors import InputError, UsageError, printable
 from kaleido_jax.layout import TokenLayout, patchify, unpatchify
 from kaleido_jax.methods import text_to_image as sequence
 from kaleido_jax.models.flux import FluxConfig, FluxTransformer
-from kaleido_jax.models.image_vae import ImageVAE, ImageVAEConfig
+from kaleido_jax.models.image_vae import ImageVAE, ImageVAEConfig, decode_tiled
 from kaleido_jax.models.text import CLIPTextConfig, CLIPTextEncoder, Tokenizer, UMT5Config, UMT5Encoder
 from kaleido_jax.models.text.clip.tokenizer import CLIPTokenizer
 from kaleido_jax.tree import pytree
@@ -26,6 +26,8 @@ from kaleido_jax.typing import Array, Float, Int, Params, UInt8
 
 # progress(done, total): called before the first step and after each.
 Progress = Callable[[int, int], None]
+
+WHOLE_PIXELS = 2**21  # of a picture: twice those of 1024 x 1024 are decoded whole, more in tiles
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,7 +128,9 @@ class TextToImage:
             return samplers.advance(samplers.start(x), unpatchify(velocity, grid, patch), row).x
 
         def decode(weights: Params, latents: Float[Array, "b 1 h w z"]) -> UInt8[Array, "b _ _ 3"]:
-            pixels = merge(graphs["vae"], weights).decode(latents[:, 0])
+            vae = merge(graphs["vae"], weights)
+            whole = latents.shape[2] * latents.shape[3] * vae.config.spatial_factor**2 <= WHOLE_PIXELS
+            pixels = vae.decode(latents[:, 0]) if whole else decode_tiled(vae, latents[:, 0])
             return jnp.round((pixels + 1.0) * 127.5).astype(jnp.uint8)
 
         self._encode, self._decode = jax.jit(encode), jax.jit(decode)
@@ -206,7 +210,7 @@ class TextToImage:
         return x
 
     def decode(self, latents: Float[Array, "b 1 h w z"]) -> UInt8[np.ndarray, "b _ _ 3"]:
-        """Pictures of latents."""
+        """Pictures of latents; those of more than `WHOLE_PIXELS` are decoded in overlapping tiles, for less memory."""
         return np.asarray(self._decode(self._weights["vae"], latents))
 
     def __call__(

@@ -28,6 +28,7 @@ from kaleido_jax.models.text import CLIPTextConfig, CLIPTextEncoder, Tokenizer, 
 from kaleido_jax.models.text.clip import params as clip_params
 from kaleido_jax.models.text.clip.tokenizer import END, START, CLIPTokenizer
 from kaleido_jax.models.text.umt5 import params as t5_params
+from kaleido_jax.pipeline import text_to_image
 from kaleido_jax.pipeline.text_to_image import FluxModel, TextToImage, load_flux
 from kaleido_jax.testing import randomise, relative_error, state
 from kaleido_jax.testing.flux import diffusers_model
@@ -184,6 +185,20 @@ def test_the_schedule_equals_diffusers(pair, tokens):
         np.testing.assert_allclose(ours.sigma, peer.scheduler.sigmas.numpy()[:-1], rtol=1e-6)
         np.testing.assert_allclose(ours.time, peer.scheduler.timesteps.numpy() / 1000, rtol=1e-6)
     assert len(pipeline.schedule(tokens).time) == (50 if pipeline.config.guidance else 4)
+
+
+def test_large_pictures_are_decoded_in_tiles(pair, monkeypatch):
+    """One tile here: it is the picture."""
+    pipeline = pair[1]
+    latents = pipeline.noise([0], 12, 20)
+    whole = pipeline.decode(latents)
+    asked = []
+    monkeypatch.setattr(text_to_image, "WHOLE_PIXELS", 12 * 20 - 1)
+    tiled = text_to_image.decode_tiled
+    monkeypatch.setattr(text_to_image, "decode_tiled", lambda *given: asked.append(1) or tiled(*given))
+    pipeline._decode.clear_cache()
+    again = pipeline.decode(latents)
+    assert asked == [1] and np.abs(again.astype(int) - whole).max() <= 1
 
 
 def test_encoders_can_be_released_and_wrong_sizes_are_refused(pair):

@@ -168,7 +168,14 @@ class Decoder(nnx.Module):
         self.conv_out = Convolution(config.channels[0], 3, 3, rngs)
 
     def __call__(self, x: Input) -> Output:
-        x = self.middle(self.conv_in(x))
+        return self.grow(self.core(x))
+
+    def core(self, x: Input) -> Output:
+        """What is done at the latents' resolution."""
+        return self.middle(self.conv_in(x))
+
+    def grow(self, x: Input) -> Output:
+        """From the core's features to pixels."""
         for index in reversed(range(len(self.stages))):
             x = self.stages[index](x)
         return self.conv_out(jax.nn.silu(self.norm_out(x)))

@@ -61,10 +61,10 @@ def decode_tiled(
       ValueError: if a tile is no larger than the overlap, or as `decode` does.
     """
     vae.check_latents(latents)
-    _check(tile, overlap)
+    check_tiles(tile, overlap)
     features = in_chunks(vae.decoder.core, vae.post_quant_conv.apply(vae.unnormalise(latents)), chunk)
     grow = lambda part: vae.unshuffle(in_chunks(vae.decoder.grow, part, chunk))
-    video = _in_tiles(grow, features, 1, vae.config.spatial_factor, _sizes(latents, tile), overlap)
+    video = in_tiles(grow, features, 1, vae.config.spatial_factor, sizes(latents, tile), overlap)
     return jnp.clip(video, -1, 1).astype(latents.dtype)
 
 
@@ -73,48 +73,50 @@ def encode_tiled(
 ) -> Float[Array, "b g y x z"]:
     """`WanVAE.encode` of pictures of any size, for the memory of tiles; arguments as those of `decode_tiled`."""
     vae.check_video(video)
-    _check(tile, overlap)
+    check_tiles(tile, overlap)
     frames = None if chunk is None else chunk * vae.config.temporal_factor
     shrink = lambda part: in_chunks(vae.encoder.shrink, vae.shuffle(part), frames)
     factor = vae.config.spatial_factor
-    features = _in_tiles(shrink, video, factor, 1, _sizes(video[:, :, ::factor, ::factor], tile), overlap)
+    features = in_tiles(shrink, video, factor, 1, sizes(video[:, :, ::factor, ::factor], tile), overlap)
     mean, _ = vae.posterior(in_chunks(vae.encoder.core, features.astype(video.dtype), chunk))
     return vae.normalise(mean)
 
 
-def _check(tile: int, overlap: int) -> None:
+def check_tiles(tile: int, overlap: int) -> None:
+    """Raises ValueError for tiles that are no larger than their overlap."""
     if tile < 1:
         raise ValueError(f"tile is {tile}; expected a positive number of latents.")
     if not 0 <= overlap < tile:
         raise ValueError(f"overlap is {overlap}; expected 0 to {tile - 1}, for tiles of {tile} latents.")
 
 
-def _sizes(latents: Array, tile: int) -> list[tuple[int, int]]:
+def sizes(latents: Array, tile: int) -> list[tuple[int, int]]:
     """(length, tile) of height and width in latents."""
     return [(length, min(tile, length)) for length in latents.shape[2:4]]
 
 
-def _in_tiles(
+def in_tiles(
     code: Callable[[Array], Array],
     x: Array,
     factor_in: int,
     factor_out: int,
-    sizes: list[tuple[int, int]],
+    lengths: list[tuple[int, int]],
     overlap: int,
 ) -> Float[Array, "b g y x o"]:
     """`code` applied to tiles of x, and their results faded into each other, in float32.
 
-    factor_in, factor_out: pixels of x, and of the result, for each latent. All tiles run in one compiled loop.
+    factor_in, factor_out: pixels of x, and of the result, for each latent. lengths: as `sizes` gives them. All tiles
+    run in one compiled loop.
     """
-    begin = [starts(length, tile, overlap) for length, tile in sizes]
+    begin = [starts(length, tile, overlap) for length, tile in lengths]
     weights = [
         fades([start * factor_out for start in some], tile * factor_out, length * factor_out)
-        for some, (length, tile) in zip(begin, sizes)
+        for some, (length, tile) in zip(begin, lengths)
     ]
     rows, columns = (index.ravel() for index in np.indices([len(some) for some in begin]))
-    tile_in = (*x.shape[:2], *(tile * factor_in for _, tile in sizes), x.shape[4])
+    tile_in = (*x.shape[:2], *(tile * factor_in for _, tile in lengths), x.shape[4])
     out = jax.eval_shape(code, jax.ShapeDtypeStruct(tile_in, x.dtype))
-    whole = jnp.zeros((*out.shape[:2], *(length * factor_out for length, _ in sizes), out.shape[4]), jnp.float32)
+    whole = jnp.zeros((*out.shape[:2], *(length * factor_out for length, _ in lengths), out.shape[4]), jnp.float32)
 
     def step(whole: Array, tile: tuple[Array, ...]) -> tuple[Array, None]:
         row, column, row_weights, column_weights = tile

@@ -15,7 +15,7 @@ from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from flax import nnx
 
 from kaleido_jax.bundle import abstract, merge
-from kaleido_jax.models.image_vae import ImageVAE, ImageVAEConfig
+from kaleido_jax.models.image_vae import ImageVAE, ImageVAEConfig, decode_tiled
 from kaleido_jax.models.image_vae import params as vae_params
 from kaleido_jax.testing import randomise, relative_error, state
 
@@ -64,6 +64,27 @@ def test_decoding_equals_diffusers(pair, record_property):
     error = relative_error(channels_first(actual), expected.clip(-1, 1))
     record_property("relative_error", error)
     assert error <= TOLERANCE
+
+
+def test_decoding_in_tiles(pair, record_property):
+    """One tile is the picture; several are no further off than diffusers' tiles of the same size, by half at most."""
+    model, ours = pair
+    latents = np.random.default_rng(1).standard_normal((1, 20, 28, CONFIG.z_dim)).astype(np.float32)
+    run = jax.jit(lambda x: (ours.decode(x), decode_tiled(ours, x, tile=28), decode_tiled(ours, x, tile=16, overlap=4)))
+    whole, one, several = run(jnp.asarray(latents))
+    assert relative_error(one, whole) < 1e-5
+    with torch.no_grad():
+        raw = channels_first(latents) / CONFIG.scale + CONFIG.shift
+        theirs = model.decode(raw).sample.clip(-1, 1)
+        model.enable_tiling()
+        model.tile_latent_min_size, model.tile_sample_min_size = 16, 16 * CONFIG.spatial_factor
+        theirs_tiled = model.decode(raw).sample.clip(-1, 1)
+        model.disable_tiling()
+    error, their_error = relative_error(several, whole), relative_error(theirs_tiled, theirs)
+    record_property("relative_error", (error, their_error))
+    assert 0 < error < 1.5 * their_error
+    with pytest.raises(ValueError, match="overlap is 4; expected 0 to 3, for tiles of 4 latents"):
+        decode_tiled(ours, jnp.asarray(latents), tile=4, overlap=4)
 
 
 def test_names_and_shapes_of_diffusers_at_full_size():
