@@ -69,7 +69,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(one after the other); default: what the file says",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="OUT.mp4", help="the video (default: out.mp4); with --prompts a folder (outputs)"
+        "--group",
+        type=Path,
+        metavar="FILE",
+        help="pictures of the same characters with FLUX.1 (characonsist): a file of lines "
+        "BACKGROUND#CHARACTER#WHAT IT DOES, the identity picture first, an empty line between groups; --reference "
+        "PICTURE then is the identity picture",
+    )
+    parser.add_argument("--setting", metavar="NAME", help="of characonsist: released (default) or paper")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a constant of characonsist, such as keep_background=True; repeat it for several",
+    )
+    parser.add_argument(
+        "--frames-at-once",
+        type=_number,
+        metavar="N",
+        help="how many frames of a group are made together, which takes memory (default: 4)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="OUT.mp4",
+        help="the video (default: out.mp4) or FLUX.1's picture (out.png); with --prompts or --group a folder (outputs)",
     )
     parser.add_argument("--seed", type=_number, metavar="N", help="another number, another video (default: 0)")
     parser.add_argument("--size", metavar="WxH", help="width and height in pixels (default: the model's)")
@@ -134,6 +159,13 @@ def _run(args: argparse.Namespace) -> int:
     from kaleido_jax.pipeline import models
     from kaleido_jax.pipeline.loras import LoraFile
 
+    if args.group is not None or args.method == "characonsist" or models.is_flux(args.model):
+        from kaleido_jax.cli import pictures
+
+        return pictures.run(args, models.find(args.model))
+    for name in ("option", "setting", "frames_at_once"):
+        if getattr(args, name):
+            raise UsageError(f"--{name.replace('_', '-')} is for pictures of FLUX.1; leave it out.")
     jobs = list(_jobs(args))
     folder = models.find(args.model)
     loras = [LoraFile.of(given) for given in args.lora]

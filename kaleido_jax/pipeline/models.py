@@ -39,6 +39,11 @@ def find(model: str | Path) -> Path:
     raise UsageError(f"{unknown_name('model', str(model), names)} The path of a model folder works too.")
 
 
+def is_flux(model: str | Path) -> bool:
+    """Whether a model is a folder that holds a FLUX.1 release as diffusers lays it out."""
+    return os.path.isdir(os.path.join(model, "transformer")) and os.path.isdir(os.path.join(model, "text_encoder_2"))
+
+
 def check_method(method: str | None, config: "BundleConfig") -> None:
     """Raises UsageError unless `method` (None: the model's own) exists and is what the model was trained with."""
     if method is not None and method not in METHODS:

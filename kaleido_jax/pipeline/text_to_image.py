@@ -1,6 +1,7 @@
 """From a prompt to a picture with FLUX.1."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from kaleido_jax.diffusion import samplers
 from kaleido_jax.diffusion.flow import resolution_shift
 from kaleido_jax.errors import InputError, UsageError, printable
 from kaleido_jax.layout import TokenLayout, patchify, unpatchify
+from kaleido_jax.media.references import to_model_range
 from kaleido_jax.methods import text_to_image as sequence
 from kaleido_jax.models.flux import FluxConfig, FluxTransformer
 from kaleido_jax.models.image_vae import ImageVAE, ImageVAEConfig, decode_tiled
 from kaleido_jax.models.text import CLIPTextConfig, CLIPTextEncoder, Tokenizer, UMT5Config, UMT5Encoder
 from kaleido_jax.models.text.clip.tokenizer import CLIPTokenizer
+from kaleido_jax.models.text.tokenizer import UnknownWords
 from kaleido_jax.tree import pytree
 from kaleido_jax.typing import Array, Float, Int, Params, UInt8
 
@@ -101,6 +104,7 @@ class TextToImage:
         self._tokenizers = model.t5_tokenizer, model.clip_tokenizer
         networks = {"transformer": model.transformer, "vae": model.vae, "t5": model.t5, "clip": model.clip}
         graphs = {name: nnx.split(network)[0] for name, network in networks.items()}
+        self._transformer_graph = graphs["transformer"]
         self._weights: dict[str, Params] = {name: parameters(network) for name, network in networks.items()}
 
         def encode(weights: Params, ids: Int[Array, "b m"], clip_ids: Int[Array, "b k"]) -> EncodedPrompt:
@@ -127,6 +131,9 @@ class TextToImage:
             )
             return samplers.advance(samplers.start(x), unpatchify(velocity, grid, patch), row).x
 
+        def encode_pictures(weights: Params, pixels: Float[Array, "b h w 3"]) -> Float[Array, "b 1 _ _ z"]:
+            return merge(graphs["vae"], weights).encode(pixels)[:, None]
+
         def decode(weights: Params, latents: Float[Array, "b 1 h w z"]) -> UInt8[Array, "b _ _ 3"]:
             vae = merge(graphs["vae"], weights)
             whole = latents.shape[2] * latents.shape[3] * vae.config.spatial_factor**2 <= WHOLE_PIXELS
@@ -134,7 +141,24 @@ class TextToImage:
             return jnp.round((pixels + 1.0) * 127.5).astype(jnp.uint8)
 
         self._encode, self._decode = jax.jit(encode), jax.jit(decode)
+        self._encode_pictures = jax.jit(encode_pictures)
         self._step = jax.jit(step, static_argnames=("layout",))
+
+    @property
+    def transformer(self) -> tuple[nnx.GraphDef[FluxTransformer], Params]:
+        """The transformer's graph and weights, for `bundle.merge`."""
+        return self._transformer_graph, self._weights["transformer"]
+
+    def count_tokens(self, text: str) -> int:
+        """How many of T5's tokens a text has, without the one that ends it and as if there were room for all."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnknownWords)
+            _, lengths = self._tokenizers[0].encode([text], 8 * len(text) + 2, cleaned=False)
+        return int(lengths[0]) - 1
+
+    def latents(self, pictures: UInt8[np.ndarray, "b h w 3"]) -> Float[Array, "b 1 _ _ z"]:
+        """Latents of given pictures."""
+        return self._encode_pictures(self._weights["vae"], to_model_range(pictures))
 
     def encode(self, prompts: Sequence[str]) -> EncodedPrompt:
         """Reads prompts. Keep the result where many pictures are made of few prompts.
