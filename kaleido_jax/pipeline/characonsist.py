@@ -109,6 +109,11 @@ class ConsistentCharacters:
         self._step = jax.jit(step, static_argnames=("layout", "characters"))
         self._invert = jax.jit(invert, static_argnames=("layout",))
 
+    @property
+    def compiled(self) -> int:
+        """How many programs of a pass were compiled so far."""
+        return self._step._cache_size()
+
     def __call__(
         self,
         group: Group,
@@ -152,6 +157,7 @@ class ConsistentCharacters:
         parts = characonsist.chunks(len(group.frames), at_once)
         total, done = len(parts) * len(list(passes(method, count))), 0
         weights = model.transformer[1]
+        device = next(iter(weights.values())).sharding
         path = None
         if identity is not None:
             rows = samplers.Steps(*(np.float32(column) for column in table))
@@ -163,6 +169,8 @@ class ConsistentCharacters:
             own = {rows: _rows(texts, [0, *frames][:rows]) for rows in (1, 1 + len(frames))}
 
             def program(x: Array, row: samplers.Steps, tracking: Tracking, at: Switches) -> tuple[Array, Tracking]:
+                # Where the results come from: else a first pass and a later one are two programs.
+                x, tracking = jax.device_put((x, tracking), device)
                 scale = np.float32(guidance)
                 characters = len(group.identity.characters)
                 return self._step(

@@ -50,6 +50,7 @@ def test_frames_are_the_same_however_many_are_made_at_once(maker, made):
     assert np.abs(fewer.pixels.astype(int) - made.pixels).max() <= 1
     np.testing.assert_array_equal(fewer.characters, made.characters)
     assert done[0] == (0, 16) and done[-1] == (16, 16)  # twice: 3 steps ahead, 5 steps
+    assert maker.compiled == 2  # one for three frames, one for two, whatever the step
 
 
 def test_a_given_identity_picture_comes_back(model, maker, made):
