@@ -75,10 +75,10 @@ class ShardWriter:
     """Writes samples as one ArrayRecord file: equal samples in equal order give equal bytes."""
 
     def __init__(self) -> None:
-        import tensorflow_datasets as tfds
+        from tensorflow_datasets.core import example_serializer
 
         self._features = features()
-        self._serializer = tfds.core.example_serializer.ExampleSerializer(self._features.get_serialized_info())
+        self._serializer = example_serializer.ExampleSerializer(self._features.get_serialized_info())
 
     def write(self, path: Path, samples: Iterable[Mapping[str, Any]]) -> tuple[int, int]:
         """(samples, bytes) written, one at a time, uncompressed: the payloads are compressed already."""
@@ -188,7 +188,7 @@ def decoded(content: bytes) -> list[np.ndarray]:
     import av
 
     try:
-        with av.open(io.BytesIO(content), format="mp4") as container:
+        with av.open(io.BytesIO(content), mode="r", format="mp4") as container:
             return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     except (av.FFmpegError, IndexError) as error:
         raise StorageError(f"a stored video cannot be decoded ({error}); curate into a new folder.") from None

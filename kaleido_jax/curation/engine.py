@@ -161,7 +161,7 @@ class _Beam:
 
     def __init__(self, runner: Runner):
         try:
-            import apache_beam
+            import apache_beam  # pyright: ignore[reportMissingImports]
         except ModuleNotFoundError:
             raise UsageError(
                 "Apache Beam is not installed; install the extra: pip install 'kaleido_jax[curation]'."
@@ -181,7 +181,7 @@ class _Beam:
             )
             for stage in stages(config):
                 clips = clips | stage.name >> beam.Map(_counting, stage, beam.metrics.Metrics.counter)
-            clips | "writing" >> beam.Map(_write, store, config)
+            _ = clips | "writing" >> beam.Map(_write, store, config)
 
         self._run(build, counters)
 
@@ -190,7 +190,7 @@ class _Beam:
         groups = list(shards.items())
 
         def build(pipeline):
-            (
+            _ = (
                 pipeline
                 | "shards" >> beam.Create(groups)
                 | "spread shards" >> beam.Reshuffle()
@@ -201,11 +201,11 @@ class _Beam:
         return [json.loads((folder / f"shard-{number:05d}.json").read_text()) for number, _ in groups]
 
     def _run(self, build: Callable[[Any], None], counters: dict[str, int]) -> None:
-        from apache_beam.options.pipeline_options import PipelineOptions
+        from apache_beam.options.pipeline_options import PipelineOptions  # pyright: ignore[reportMissingImports]
 
         options, runner = list(self._runner.options), self._runner.name
         if runner == "direct":
-            from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+            from apache_beam.runners.portability.fn_api_runner import FnApiRunner  # pyright: ignore[reportMissingImports]
 
             # The runner itself, because Beam's DirectRunner first looks for a program on the network.
             runner = FnApiRunner()

@@ -91,5 +91,5 @@ def grown(mask: Bool[np.ndarray, "h w"], pixels: int) -> Bool[np.ndarray, "h w"]
     for axis in (0, 1):
         padded = np.pad(mask, [(pixels, pixels) if a == axis else (0, 0) for a in (0, 1)])
         windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * pixels + 1, axis)
-        mask = windows.any(-1)
+        mask = np.asarray(windows.any(-1))
     return mask

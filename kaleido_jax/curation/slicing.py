@@ -47,7 +47,7 @@ def adaptive_cuts(scan: Scan, threshold: float) -> list[int]:
 
     It never opens the file itself: what strangers made is decoded in a process of its own.
     """
-    from scenedetect import AdaptiveDetector, FrameTimecode
+    from scenedetect import AdaptiveDetector, FrameTimecode  # pyright: ignore[reportMissingImports]
 
     if len(scan.frames) < 2:
         return []

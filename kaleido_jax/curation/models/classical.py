@@ -21,7 +21,7 @@ NOISE = 14  # levels of one channel that compression changes
 
 def opencv() -> Any:
     """OpenCV on one thread with its random numbers begun anew."""
-    import cv2
+    import cv2  # pyright: ignore[reportMissingImports]
 
     cv2.setNumThreads(1)
     cv2.setRNGSeed(0)
