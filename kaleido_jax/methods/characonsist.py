@@ -297,7 +297,7 @@ def denoise(
         state=(at.double, at.single),
         remat=False,  # nothing is differentiated, and sums in place cannot be made again
     )
-    x = samplers.advance(samplers.start(x), unpatchify(velocity, grid, config.patch), row).x
+    x = jnp.asarray(samplers.advance(samplers.start(x), unpatchify(velocity, grid, config.patch), row).x)
     layers = config.single_layers + (config.double_layers if method.double_blocks else 0)
     mean = scores[...] / layers
     shown = characters_shown(mean, grid, erode=method.erode, dilate=method.dilate)

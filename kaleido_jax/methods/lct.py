@@ -89,7 +89,7 @@ class LCT(Method):
             columns = np.array([i for i, segment in enumerate(layout.segments) if segment.kind == "video"])
             area = layout.segments[columns[0]].grid[1] * layout.segments[columns[0]].grid[2]
             short = jnp.minimum(present.lengths[:, columns], frames * area)
-            lengths = jnp.asarray(present.lengths).at[:, columns].set(short)
+            lengths = jnp.array(present.lengths).at[:, columns].set(short)
             present = dataclasses.replace(present, lengths=lengths)
         is_video = np.array([segment.kind == "video" for segment in layout.select("visual")])
         shown = jnp.asarray(times, jnp.float32)

@@ -85,6 +85,7 @@ class ConsistentCharacters:
 
     def __init__(self, model: TextToImage, method: CharaConsist | None = None):
         self.model, self.method = model, CharaConsist.released() if method is None else method
+        self.compiled = 0  # programs of a pass
         graph, _ = model.transformer
 
         def step(
@@ -98,6 +99,7 @@ class ConsistentCharacters:
             layout: TokenLayout,
             characters: int,
         ) -> tuple[Array, Tracking]:
+            self.compiled += 1  # runs while a program is made, not when it is used
             transformer = merge(graph, weights)
             return denoise(
                 self.method, transformer, x, row, texts, guidance, tracking, at, layout=layout, characters=characters
@@ -108,11 +110,6 @@ class ConsistentCharacters:
 
         self._step = jax.jit(step, static_argnames=("layout", "characters"))
         self._invert = jax.jit(invert, static_argnames=("layout",))
-
-    @property
-    def compiled(self) -> int:
-        """How many programs of a pass were compiled so far."""
-        return self._step._cache_size()
 
     def __call__(
         self,
