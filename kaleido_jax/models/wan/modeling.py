@@ -178,8 +178,8 @@ class WanTransformer(nnx.Module):
     """Velocity of video tokens, given text, and any other segments (references) that the layout holds beside them."""
 
     def __init__(self, config: WanConfig, rngs: nnx.Rngs):
-        # Wan draws these with a deviation of 0.02, which its widths of thousands make right. At a width of a hundred, text
-        # would come out a hundred times too small, and training would learn to do without it.
+        # Wan draws these with a deviation of 0.02, which its widths of thousands make right. At a width of a hundred,
+        # text would come out a hundred times too small, and training would learn to do without it.
         fan_in = nnx.initializers.lecun_normal()
         self.patch_embedding = Linear(math.prod(config.patch) * config.in_channels, config.dim, rngs)
         self.text_embedding = MLP(config.text_dim, config.dim, config.dim, rngs, activation=_gelu, init=fan_in)
