@@ -111,7 +111,7 @@ def test_lock_step_equals_the_cached_form(case, record_property):
     )  # fmt: skip
     expected = group.run(np.float64(patchify(jnp.asarray(case.noise), FLUX.patch)[0]))
     for name, margins in group.margins.items():
-        record_property(f"margin {name}", min(margins))
+        record_property(f"margin {name}", float(min(margins)))
     errors = [relative_error(ours, theirs) for ours, theirs in zip(patchify(latents, FLUX.patch), expected)]
     record_property("relative errors", errors)
     assert max(errors) <= LATENTS
