@@ -154,7 +154,7 @@ def _settings(args: argparse.Namespace, step: int) -> Settings:
 def _jobs(
     args: argparse.Namespace, folder: Path, settings: Settings, method: "CharaConsist | None", identity: Any
 ) -> Iterator[Job]:
-    import kaleido_jax
+    from kaleido_jax import __version__
     from kaleido_jax.config import to_json
     from kaleido_jax.pipeline.group_file import read_groups
     from kaleido_jax.pipeline.picture_files import PictureFiles, fingerprints
@@ -163,7 +163,7 @@ def _jobs(
     request = {
         "settings": {name: getattr(settings, name) for name in names},
         "model": {"weights": fingerprints(folder)},
-        "version": kaleido_jax.__version__,
+        "version": __version__,
     }
     command = ["kaleido", "generate", "--model", str(folder), "--size", f"{settings.width}x{settings.height}"]
     for name in ("steps", "guidance", "seed"):

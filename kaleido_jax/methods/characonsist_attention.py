@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kaleido_jax.attention import attention
+from kaleido_jax import attention
 from kaleido_jax.masks import TokenMask
 from kaleido_jax.methods.characonsist_matching import cosines, word_scores
 from kaleido_jax.models.hook import default_attend
@@ -107,10 +107,10 @@ class PointTracking:
             return default_attend(q, k, v, table, rope, state)
         text = self.words.shape[1]
         turned_q, turned_k = apply_rotary(q, rope), apply_rotary(k, rope)
-        identity = attention(turned_q[:1], turned_k[:1], v[:1])
+        identity = attention.attention(turned_q[:1], turned_k[:1], v[:1])
         out = identity
         if q.shape[0] > 1:
-            plain = lambda: attention(turned_q[1:], turned_k[1:], v[1:])
+            plain = lambda: attention.attention(turned_q[1:], turned_k[1:], v[1:])
             point_keys = lambda: (
                 apply_rotary(k[0, text:][self.tracking.match], rope[:, text:]),
                 v[0, text:][self.tracking.match],
@@ -126,7 +126,9 @@ class PointTracking:
                 more = [*([point_keys()] if foreground else []), *([place_keys()] if background else [])]
                 keys, values = zip((turned_k[1:], v[1:]), *more)
                 mask = slots_mask(self.tracking, text, self.characters, foreground=foreground, background=background)
-                return attention(turned_q[1:], jnp.concatenate(keys, axis=1), jnp.concatenate(values, axis=1), mask)
+                return attention.attention(
+                    turned_q[1:], jnp.concatenate(keys, axis=1), jnp.concatenate(values, axis=1), mask
+                )
 
             frames = jax.lax.switch(state, [lambda kind=kind: shared(*kind) for kind in self.kinds])
             self._measure_points(frames[:, text:], identity[0, text:])
