@@ -44,10 +44,13 @@ class Recipe:
         grid = (1, self.height // 8 // patch[1], self.width // 8 // patch[2])
         layout, rows = text_to_image.layout(grid, text_tokens=self.text_tokens), 1 + self.at_once
         array = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype)
-        texts = Texts(
-            text=array(dtype, rows, self.text_tokens, self.transformer.text_dim),
-            pooled=array(dtype, rows, self.transformer.pooled_dim),
-            words=array(jnp.int32, rows, self.text_tokens),
+        words = (rows, self.text_tokens)
+        texts = jax.eval_shape(
+            lambda: Texts(
+                text=jnp.zeros((*words, self.transformer.text_dim), dtype),
+                pooled=jnp.zeros((rows, self.transformer.pooled_dim), dtype),
+                words=jnp.zeros(words, jnp.int32),
+            )
         )
         x = array(jnp.float32, rows, 1, grid[1] * patch[1], grid[2] * patch[2], self.transformer.channels)
         row = samplers.Steps(*(array(jnp.float32) for _ in samplers.Steps._fields))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,9 +50,11 @@ class Batch:
     image: AnyArray | None = None  # [b, p, e] tokens of an image encoder, for a method that reads them
 
 
-def joined(frozen: Parameters, trained: Parameters) -> Parameters:
-    """The parameters of every network from those that stay as they are and those that are trained."""
-    parts = {part: frozen.get(part, {}) | trained.get(part, {}) for part in sorted({*frozen, *trained})}
+def joined(
+    frozen: Mapping[str, Mapping[str, Any]], trained: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """The parameters (or their shapes) of every network from those that stay as they are and those that are trained."""
+    parts = {part: {**frozen.get(part, {}), **trained.get(part, {})} for part in sorted({*frozen, *trained})}
     return {part: dict(sorted(values.items())) for part, values in parts.items()}
 
 

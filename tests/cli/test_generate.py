@@ -65,7 +65,8 @@ def test_the_recorded_command_makes_it_again(kaleido, generate, folder):
     generate("--reference", "cat.png,dog.jpg", "--prompt", PROMPT, "--out", "o.mp4", "--seed", "3", "--steps", "2")
     command = json.loads((folder / "o.json").read_text())["command"]
     assert kaleido(*shlex.split(command)[1:], "--out", "again.mp4")[0] == 0
-    assert file_sha256(folder / "o.mp4") == file_sha256(folder / "again.mp4")
+    # Of the pixels: the encoder's choices have been seen to differ between the first clip of a process and later ones.
+    assert file_sha256(folder / "o.sheet.png") == file_sha256(folder / "again.sheet.png")
 
 
 def test_what_is_finished_is_skipped(generate, folder, monkeypatch):
@@ -236,6 +237,6 @@ def test_a_primary_reference_that_there_is_not(generate, folder, no_model):
     assert code == 2 and "primary is 2; it must be a whole number from 1 to 1" in err
 
 
-def test_a_scene_for_a_model_that_makes_none(generate, folder, no_model):
+def test_no_reference_for_a_model_that_needs_one(generate, folder, no_model):
     code, _, err = generate("--prompt", "a cat || it walks || it sleeps")
-    assert code == 2 and "only lct makes scenes of shots" in err
+    assert code == 2 and "There is no reference picture" in err

@@ -71,7 +71,8 @@ def test_bytes_per_device_fall_as_one_over_n(networks, network):
     assert 1.0 <= bytes_of(fsdp=8) * 8 / bytes_of() < 1.001
     if not vae:
         assert 1.0 <= bytes_of(fsdp=64) * 64 / bytes_of() < 1.001
-        assert 1.0 <= bytes_of(fsdp=16, tensor=4) * 64 / bytes_of() < 1.04
+        # The rank of a LoRA is not divided, so each of its factors is whole over tensor on one side of the map.
+        assert 1.0 <= bytes_of(fsdp=16, tensor=4) * 64 / bytes_of() < (1.06 if "LoRA" in network else 1.04)
 
 
 def test_heads_and_hidden_units_are_divided_by_tensor_and_the_rest_by_fsdp():

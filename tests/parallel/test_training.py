@@ -180,8 +180,8 @@ def test_a_run_goes_on_with_its_state_on_other_meshes(tmp_path):
 def test_every_device_makes_its_own_part_of_the_first_state():
     """Equal to the state of one device up to rounding: compiled as one program, initialisers round otherwise."""
     mesh = MeshConfig(fsdp=8).make()
-    state = training_run._initial(EXPERIMENT, NETWORKS, mesh)
-    alone = training_run._initial(EXPERIMENT, NETWORKS, None)
+    state, _ = training_run._initial(EXPERIMENT, NETWORKS, mesh)
+    alone, _ = training_run._initial(EXPERIMENT, NETWORKS, None)
     assert jax.tree.map(lambda leaf: leaf.sharding, state) == shardings(alone, mesh)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), state, alone)
     kernel = state.parameters["transformer"]["blocks.mlp.first.kernel"]

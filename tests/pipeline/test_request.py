@@ -47,7 +47,7 @@ def test_what_is_right_passes():
 
 def test_defaults_are_the_models():
     assert Settings(seed=3).resolved(TINY_CONFIG) == Settings(
-        seed=3, height=32, width=48, frames=5, steps=3, guidance=3.0, shift=3.0, sampler="euler"
+        seed=3, height=32, width=48, frames=5, steps=3, guidance=3.0, shift=3.0, sampler="euler", decode="whole"
     )
 
 

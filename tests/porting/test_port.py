@@ -22,7 +22,7 @@ from kaleido_jax.models.text.umt5 import params as umt5_params
 from kaleido_jax.models.vae.config import VAEConfig
 from kaleido_jax.models.wan.config import WanConfig
 from kaleido_jax.parallel import MeshConfig
-from kaleido_jax.porting import export, inspect, load, port
+from kaleido_jax.porting import export, inspect, load, port, writing
 from kaleido_jax.porting.formats import FORMATS, OURS, family_of, layouts
 from kaleido_jax.testing.checkpoints import SMALL, assert_same_bits, random_tensors, tensors_of, wan_folder, write
 from kaleido_jax.testing.tiny import TINY_CONFIG, save_tiny_bundle
@@ -319,7 +319,7 @@ def test_arrays_of_a_mesh_are_exported(tmp_path):
     del broken["extra"]
     with pytest.raises(InputError, match=r"the parameters: head\.projection\.bias holds NaN"):
         export(broken, sizes, tmp_path / "other")
-    with pytest.raises(UsageError, match=r"config is a dict; weights can be written for .*WanConfig"):
+    with pytest.raises(UsageError, match=r"config is a dict; weights are known here for .*WanConfig"):
         export(arrays, {}, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
