@@ -170,7 +170,14 @@ def test_inversion_goes_the_way_back():
 
     for index in (2, 1, 0):
         after, before = (np.float64(patchify(path[at], config.patch)[0]) for at in (index + 1, index))
-        velocity = peer(after, table.time[index], texts.text[0], texts.pooled[0], np.float64(np.float32(0.002)), attend)
+        velocity = peer(
+            after,
+            table.time[index],
+            np.asarray(texts.text[0]),
+            np.asarray(texts.pooled[0]),
+            np.float64(np.float32(0.002)),
+            attend,
+        )
         np.testing.assert_allclose(before, after - table.delta[index] * velocity, rtol=1e-4, atol=1e-5)
 
 
