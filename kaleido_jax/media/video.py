@@ -12,8 +12,8 @@ from kaleido_jax.media.storage import storage_error
 def write_mp4(path: Path, video: UInt8[np.ndarray, "f h w 3"], frames_per_second: int, quality: int = 14) -> None:
     """Writes `video` to `path` (under this very name; see `storage.written_whole` for a whole-or-nothing file).
 
-    H.264 through PyAV's libx264, 4:2:0, BT.709, one thread: equal pixels give equal bytes with one version of PyAV, but
-    for the first clip of a process, for which the encoder has been seen to choose otherwise.
+    H.264 through PyAV's libx264, 4:2:0, BT.709, one thread and no look ahead, with which the first clip of a process
+    came out otherwise than later ones: equal pixels give equal bytes with one version of PyAV.
     `quality` is x264's constant rate factor, lower is better. Odd sides are padded by repeating the last row or column,
     because 4:2:0 needs even ones.
 
@@ -30,7 +30,9 @@ def write_mp4(path: Path, video: UInt8[np.ndarray, "f h w 3"], frames_per_second
     try:
         with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
             stream = container.add_stream(
-                "libx264", rate=frames_per_second, options={"crf": str(quality), "preset": "medium"}
+                "libx264",
+                rate=frames_per_second,
+                options={"crf": str(quality), "preset": "medium", "tune": "zerolatency"},
             )
             stream.height, stream.width = video.shape[1:3]
             stream.pix_fmt = "yuv420p"
