@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import enum
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,30 @@ class Found(enum.Enum):
     NOTHING = "nothing"
     FINISHED = "finished"  # exactly what is asked for
     OTHER = "other"  # something else, or something unfinished
+
+
+def found_files(
+    files: Sequence[Path], record_path: Path, request: dict[str, Any], *, named: Path | None = None
+) -> tuple[Found, str]:
+    """Whether files and their record are there and are those of `request`; and in words what is not as asked for.
+
+    `named` is the file that the words name where the request differs; by default the first that is there.
+    """
+    present = [output for output in (*files, record_path) if output.exists()]
+    if not present:
+        return Found.NOTHING, ""
+    record = read_record(record_path)
+    if record is None:
+        return Found.OTHER, f"{printable(str(present[0]))} exists and has no record of how it was made"
+    changed = differences(record, request)
+    if changed:
+        named = named or present[0]
+        return Found.OTHER, f"{printable(str(named))} was made with another {' and another '.join(changed)}"
+    hashes = record.get("outputs")
+    for output in files:
+        if not isinstance(hashes, dict) or not output.is_file() or file_sha256(output) != hashes.get(output.name):
+            return Found.OTHER, f"{printable(str(output))} is not the file that its record describes"
+    return Found.FINISHED, ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,20 +95,7 @@ class Outputs:
 
     def found(self, request: dict[str, Any]) -> tuple[Found, str]:
         """Whether these files are there and are those of `request`; and in words what is not as asked for."""
-        present = [output for output in self.paths.values() if output.exists()]
-        if not present:
-            return Found.NOTHING, ""
-        record = read_record(self.record)
-        if record is None:
-            return Found.OTHER, f"{printable(str(present[0]))} exists and has no record of how it was made"
-        changed = differences(record, request)
-        if changed:
-            return Found.OTHER, f"{printable(str(self.video))} was made with another {' and another '.join(changed)}"
-        hashes = record.get("outputs")
-        for output in (self.video, self.sheet):
-            if not isinstance(hashes, dict) or not output.is_file() or file_sha256(output) != hashes.get(output.name):
-                return Found.OTHER, f"{printable(str(output))} is not the file that its record describes"
-        return Found.FINISHED, ""
+        return found_files((self.video, self.sheet), self.record, request, named=self.video)
 
     def check(self, generation: "Generation", *, overwrite: bool) -> None:
         """Raises UsageError if anything but this generation would be overwritten; StorageError without room."""

@@ -15,8 +15,8 @@ from PIL import Image
 
 from kaleido_jax.errors import InputError, UsageError, printable
 from kaleido_jax.media.storage import make_writable_folder, written_whole
-from kaleido_jax.pipeline.outputs import Found
-from kaleido_jax.pipeline.record import FORMAT, differences, file_sha256, made, read_record
+from kaleido_jax.pipeline.outputs import Found, found_files
+from kaleido_jax.pipeline.record import FORMAT, file_sha256, made
 from kaleido_jax.typing import UInt8
 
 PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
@@ -62,21 +62,7 @@ class PictureFiles:
 
     def found(self, request: dict[str, Any]) -> tuple[Found, str]:
         """Whether these files are there and are those of `request`; and in words what is not as asked for."""
-        outputs = [*self.pictures.values(), self.record]
-        present = [output for output in outputs if output.exists()]
-        if not present:
-            return Found.NOTHING, ""
-        record = read_record(self.record)
-        if record is None:
-            return Found.OTHER, f"{printable(str(present[0]))} exists and has no record of how it was made"
-        changed = differences(record, request)
-        if changed:
-            return Found.OTHER, f"{printable(str(present[0]))} was made with another {' and another '.join(changed)}"
-        hashes = record.get("outputs")
-        for output in self.pictures.values():
-            if not isinstance(hashes, dict) or not output.is_file() or file_sha256(output) != hashes.get(output.name):
-                return Found.OTHER, f"{printable(str(output))} is not the file that its record describes"
-        return Found.FINISHED, ""
+        return found_files(tuple(self.pictures.values()), self.record, request)
 
     def write(
         self, pictures: Mapping[str, UInt8[np.ndarray, "h w *c"]], request: dict[str, Any], command: Sequence[str]
