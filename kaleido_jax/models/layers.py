@@ -23,6 +23,8 @@ KEEP_PRODUCTS: Remat = jax.checkpoint_policies.save_from_both_policies(
     jax.checkpoint_policies.save_only_these_names(ATTENTION_NAME),
 )
 # Layers up to which a loop over them is written out: slicing and saving cost the miniature's step a quarter on CPUs.
+# Never where layers are made again for the backward pass: in straight-line code the compiler finds the first making of
+# the same values and keeps them, and with them the memory.
 UNROLLED = 8
 
 
@@ -230,4 +232,4 @@ def scan(
     if remat:
         step = jax.checkpoint(step, policy=None if remat is True else remat, prevent_cse=False)
     depth = jax.tree.leaves(params)[0].shape[0]
-    return jax.lax.scan(step, carry, (params, state), unroll=depth <= UNROLLED)
+    return jax.lax.scan(step, carry, (params, state), unroll=not remat and depth <= UNROLLED)
