@@ -17,6 +17,8 @@ from jaxtyping import Array, Float
 
 # Parameters that weight decay leaves alone: gains, offsets, and tables that are added rather than multiplied.
 NOT_DECAYED = re.compile(r"(bias|norm|scale|gamma|modulation|position|table|embedding)")
+# What stands between a prompt and the transformer's blocks; names start with the part of the parameters.
+READS_TEXT = re.compile(r"^(text\.|transformer\.text_embedding\.)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +27,15 @@ class OptimizerConfig:
 
     "muon" orthogonalises the updates of the blocks' matrices, scaled to the size of AdamW's so that learning rates
     carry over (arXiv 2502.16982, section 2.2), and leaves everything else to AdamW.
+
+    `text_rate` slows down what reads the prompt where a text encoder is trained from nothing together with the
+    transformer. For hundreds of steps prompts tell the loss little, and AdamW shrinks what looks like noise as fast as
+    it learns: at the full rate the embedding of the text has died before there is anything to learn from it.
     """
 
     kind: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-3
+    text_rate: float = 1.0  # of the learning rate, for the text encoder and the embedding of what it says
     warmup_steps: int = 100
     final_fraction: float = 0.02  # of the peak, at the end of the run
     beta1: float = 0.9
@@ -41,6 +48,8 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
             raise ValueError(f"optimizer.learning_rate must be positive, got {self.learning_rate}")
+        if not 0 <= self.text_rate <= 1:
+            raise ValueError(f"optimizer.text_rate must be in [0, 1], got {self.text_rate}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"optimizer.ema_decay must be in [0, 1), got {self.ema_decay}")
 
@@ -67,12 +76,24 @@ def direction(config: OptimizerConfig) -> optax.GradientTransformation:
                 muon_weight_dimension_numbers=_matrices,
                 consistent_rms=0.2,
             ),
+            _slower_text(config.text_rate),
         )
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
         optax.add_decayed_weights(config.weight_decay, mask=_decayed),
+        _slower_text(config.text_rate),
     )
+
+
+def _slower_text(rate: float) -> optax.GradientTransformation:
+    def scaled(updates: dict[str, dict[str, jax.Array]], parameters: Any) -> dict[str, dict[str, jax.Array]]:
+        return {
+            part: {name: leaf * rate if READS_TEXT.match(f"{part}.{name}") else leaf for name, leaf in leaves.items()}
+            for part, leaves in updates.items()
+        }
+
+    return optax.stateless(scaled)
 
 
 def _decayed(parameters: dict[str, dict[str, jax.Array]]) -> dict[str, dict[str, bool]]:

@@ -111,6 +111,27 @@ def test_the_optimizer_is_torchs_adamw_with_clipping():
     np.testing.assert_allclose(ours["net"]["bias"], theirs[1].detach().numpy(), rtol=2e-6, atol=2e-6)
 
 
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_what_reads_the_prompt_may_learn_more_slowly(kind):
+    gradient = {
+        "text": {"token_embedding": jnp.ones((4, 3))},
+        "transformer": {
+            "text_embedding.down.kernel": jnp.ones((3, 3)),
+            "blocks.text.query.kernel": jnp.ones((2, 3, 3)),
+        },
+    }
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        usual, slow = (
+            optimizer.direction(config).update(gradient, create(config, gradient).moments, gradient)[0]
+            for config in (optimizer.OptimizerConfig(kind=kind), optimizer.OptimizerConfig(kind=kind, text_rate=0.25))
+        )
+    quarter = lambda part, name: np.testing.assert_array_equal(slow[part][name], 0.25 * usual[part][name])
+    quarter("text", "token_embedding")
+    quarter("transformer", "text_embedding.down.kernel")
+    name = "blocks.text.query.kernel"
+    np.testing.assert_array_equal(slow["transformer"][name], usual["transformer"][name])
+
+
 def test_the_learning_rate_warms_up_and_falls_on_half_a_cosine():
     config = optimizer.OptimizerConfig(learning_rate=2.0, warmup_steps=4, final_fraction=0.1)
     rate = lambda step, progress: float(
