@@ -115,6 +115,17 @@ class Method(abc.ABC):
         """Patches of all visual segments in the layout's order: by default the clean references, then the video."""
         return jnp.concatenate([patchify(piece, patch) for piece in (*condition.references, video)], axis=1)
 
+    def given(self, video: Float[Array, "b f h w z"], condition: Condition) -> Float[Array, "b f h w z"]:
+        """The noisy video, those of its latent frames that the condition gives put in their places: by default none.
+
+        The condition may have more rows than the video, all alike in this.
+        """
+        return video
+
+    def given_clip(self, pictures: Sequence[Float[Array, "b h w c"]], frames: int) -> Float[Array, "b _ h w c"]:
+        """What is encoded of pictures in [-1, 1] that are frames of a video of so many, if `pictures` says "frames"."""
+        raise NotImplementedError(f"{self.name} has no pictures that are frames of the video")
+
     def targets(self, velocity: Float[Array, "b f h w z"], condition: Condition, patch: Grid) -> Float[Array, "b n p"]:
         """What the network should answer for its target segments, given the video's velocity."""
         return patchify(velocity, patch)

@@ -25,7 +25,6 @@ from kaleido_jax.methods import registry
 from kaleido_jax.methods.differential import primary_first
 from kaleido_jax.methods.method import EMPTY_BYTE, Condition
 from kaleido_jax.methods.scene import Scene
-from kaleido_jax.models.wan.image_to_video import conditioning_clip
 from kaleido_jax.parallel import MeshConfig, batch_shardings, place, shardings
 from kaleido_jax.pipeline import models
 from kaleido_jax.pipeline.compile_cache import use_compile_cache
@@ -381,14 +380,18 @@ class Pipeline:
         return len(self._compiled)
 
     def _layout(self, settings: Settings, references: Sequence[Reference], prompts: int) -> TokenLayout:
-        """The bucket: the references' own slots, then empty ones up to as many as the model was trained with."""
+        """The bucket: the references' own slots, then empty ones up to as many as the model was trained with.
+
+        Pictures that are frames of the video have no empty slots.
+        """
         pt, ph, pw = self.config.transformer.patch
         vae = self.config.vae
         height, width = settings.height // vae.spatial_factor // ph, settings.width // vae.spatial_factor // pw
         grid: Callable[[int], Grid] = lambda frames: (vae.latent_frames(frames) // pt, height, width)
         texts = (self.config.defaults.text_tokens,) * prompts
         slots = [grid(len(reference.pixels)) for reference in references]
-        slots += [grid(1)] * (self.config.defaults.references - len(slots))
+        if self.method.pictures == "subjects":
+            slots += [grid(1)] * (self.config.defaults.references - len(slots))
         return self.method.layout(grid(settings.frames), slots, texts=texts)
 
     def encode_references(self, references: Sequence[Reference], settings: Settings) -> list[Float[Array, "1 _ _ _ z"]]:
@@ -415,11 +418,11 @@ class Pipeline:
     ) -> list[Float[Array, "1 f h w z"]]:
         """Latents of each slot, every reference encoded alone; pictures go through the encoder as one batch.
 
-        Frames of the video are one clip instead, with grey between them.
+        Frames of the video are one clip instead, as the method has it.
         """
         if self.method.pictures == "frames":
             pictures = [jnp.asarray(to_model_range(reference.pixels[:1])) for reference in references]
-            clips = [conditioning_clip(pictures[0], settings.frames, *pictures[1:])] if pictures else []
+            clips = [self.method.given_clip(pictures, settings.frames)] if pictures else []
             return [run("clip encoder", encode_pixels, {"vae": self.weights["vae"]}, (clip,)) for clip in clips]
         slots = max(len(references), self.config.defaults.references)
         weights = {"vae": self.weights["vae"]}

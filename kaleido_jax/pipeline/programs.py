@@ -160,4 +160,5 @@ def sampler_step(
         answers = cache.velocity(method, transformer, video, times, condition, kept, layout=layout, patch=patch)
     # The weights are data, so that another guidance scale is no other program.
     rule = guidance.Guidance(tuple(branches), tuple(jnp.unstack(scales)))
-    return samplers.advance(state, rule.combine(jnp.split(answers, rows)), row)
+    state = samplers.advance(state, rule.combine(jnp.split(answers, rows)), row)
+    return state._replace(x=method.given(state.x, condition))

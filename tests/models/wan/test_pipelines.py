@@ -4,6 +4,7 @@ Tolerance: 1e-4 of the norm after a few steps of guidance, each of which multipl
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +18,18 @@ from PIL import Image
 from kaleido_jax.bundle import abstract, merge
 from kaleido_jax.diffusion import samplers
 from kaleido_jax.diffusion.experts import switched
-from kaleido_jax.errors import InputError
+from kaleido_jax.diffusion.guidance import text_guidance
+from kaleido_jax.errors import InputError, UsageError
+from kaleido_jax.methods.method import Condition
+from kaleido_jax.methods.registry import create
 from kaleido_jax.models.vae import VAEConfig, WanVAE
 from kaleido_jax.models.vae import params as vae_params
 from kaleido_jax.models.wan.config import WanConfig
 from kaleido_jax.models.wan.experts import WanExperts, expert_folders
 from kaleido_jax.models.wan.image_to_video import conditioning_channels, conditioning_clip
+from kaleido_jax.pipeline.programs import sampler_step
 from kaleido_jax.testing import relative_error
-from kaleido_jax.testing.wan import TEXT_TOKENS, TINY, pair, run_ours
+from kaleido_jax.testing.wan import TEXT_TOKENS, TINY, graph, pair, run_ours
 from kaleido_jax.testing.weights import randomise, state
 
 LIMIT = 1e-4
@@ -149,6 +154,61 @@ def test_a_picture_is_what_diffusers_pipeline_makes_of_it(texts, vae, with_last)
         _, expected = pipeline.prepare_latents(clip, 1, 4, 32, 48, 5, torch.float32, "cpu", last_image=end)
     assert relative_error(condition, expected.permute(0, 2, 3, 4, 1)) < LIMIT
     np.testing.assert_array_equal(condition[..., :4], expected.permute(0, 2, 3, 4, 1)[..., :4])
+
+
+def test_a_picture_in_place_of_the_first_latent_is_what_diffusers_pipeline_makes_of_it(texts, vae):
+    """TI2V-5B: `expand_timesteps` there gives every token a time, 0 for those of the picture's latent frame."""
+    theirs_vae, encode = vae
+    model, parameters = pair(TEXT, seed=1)
+    pipeline = WanImageToVideoPipeline(
+        tokenizer=None, text_encoder=None, image_processor=None, image_encoder=None, vae=theirs_vae,
+        scheduler=scheduler(), transformer=model, expand_timesteps=True,
+    )  # fmt: skip
+    pipeline.set_progress_bar_config(disable=True)
+    noise = normal(3, 1, 3, 4, 6, 4)
+    theirs = pipeline(
+        image=Image.fromarray(pixels(0)), prompt_embeds=torch.from_numpy(texts[1:]),
+        negative_prompt_embeds=torch.from_numpy(texts[:1]), height=32, width=48, num_frames=9, num_inference_steps=3,
+        guidance_scale=4.0, latents=first(noise), output_type="latent", return_dict=False,
+    )[0].permute(0, 2, 3, 4, 1)  # fmt: skip
+
+    method = create("wan", "", ("frames=first-latent",))
+    picture = jnp.asarray(pixels(0), jnp.float32)[None] / 127.5 - 1.0
+    latent = encode(method.given_clip([picture], 9))
+    assert latent.shape == (1, 1, 4, 6, 4)
+    grid = (3, 2, 3)
+    layout, absent = method.layout(grid, [(1, 2, 3)], texts=(TEXT_TOKENS,)), np.zeros((2, 1), np.int32)
+    condition = Condition(
+        text=jnp.asarray(texts), text_lengths=np.full((2, 1), TEXT_TOKENS), references=[jnp.concatenate([latent] * 2)],
+        reference_frames=absent, subjects=absent,
+    )  # fmt: skip
+    rule = text_guidance(4.0)
+    step = functools.partial(
+        sampler_step, graphs={"transformer": graph(TEXT)}, branches=rule.branches, method=method, layout=layout,
+        patch=TEXT.patch,
+    )  # fmt: skip
+    step, scales = jax.jit(step), jnp.asarray(rule.weights, jnp.float32)
+    state, table = samplers.start(jnp.asarray(noise)), samplers.unipc_diffusers(3, SHIFT)
+    for index in range(3):
+        row = samplers.Steps(*(np.float32(column[index]) for column in table))
+        state = step({"transformer": parameters}, state, row, condition, scales)
+    np.testing.assert_array_equal(state.x[:, :1], latent)
+    assert relative_error(state.x, theirs) < LIMIT
+
+    # Learned from a clip, the given frame is clean and counts for nothing.
+    times = jnp.full((2, 1), 0.25)
+    np.testing.assert_array_equal(method.levels(layout, times), [[0, 0.25, 0.25]] * 2)
+    given = method.table(layout, times, condition)
+    np.testing.assert_array_equal(given.timesteps, [[0, 0.25]] * 2)
+    np.testing.assert_array_equal(given.loss_weights, [[0, 1]] * 2)
+    np.testing.assert_array_equal(given.positions[0, :, 0], np.repeat([0, 1, 2], 6))  # as in one video
+    assert len(method.layout(grid, [], texts=(8,)).segments) == 2  # without a picture: text to video
+    for count in (0, 1):
+        method.check_references(count)
+    with pytest.raises(UsageError, match="There are 2 pictures; this model takes one, the first frame, or none"):
+        method.check_references(2)
+    with pytest.raises(UsageError, match="has one latent frame, which the picture would fill"):
+        method.layout((1, 2, 3), [(1, 2, 3)], texts=(8,))
 
 
 def test_released_experts():
