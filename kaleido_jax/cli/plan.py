@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 
 
@@ -20,6 +21,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--quick", action="store_true", help="compile with less effort (TPUs): temporary memory is then an upper bound"
+    )
+    parser.add_argument(
+        "--search",
+        nargs="?",
+        const=3,
+        type=int,
+        metavar="N",
+        help="try all meshes, numbers of parts and train.keep by formulas, compile the N best (default: 3), rank them",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the plan there too")
 
@@ -40,14 +49,44 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.config} describes a {type(experiment).__name__}; kaleido plan takes an Experiment")
     experiment = config.override(experiment, args.overrides)
 
-    from kaleido_jax.training.plan import plan
+    if args.search is not None:
+        if args.search < 1:
+            raise UsageError(f"--search is {args.search}; compile at least 1")
+        from kaleido_jax.training import search
 
-    result = plan(experiment, devices_of(target), target.chip, target=str(target), quick=args.quick)
-    print("\n".join(report(result)))
+        note = lambda line: print(line, file=sys.stderr, flush=True)
+        options = {"target": str(target), "compiled": args.search, "quick": args.quick, "report": note}
+        found = search.search(experiment, devices_of(target), target.chip, **options)
+        result = found[0][1]
+        document = result.to_json() | {"ranking": [_ranked(words.words, plan) for words, plan in found]}
+        lines = [*report(result), *(_line(place, words.words, plan) for place, (words, plan) in enumerate(found, 1))]
+    else:
+        from kaleido_jax.training.plan import plan
+
+        result = plan(experiment, devices_of(target), target.chip, target=str(target), quick=args.quick)
+        document, lines = result.to_json(), report(result)
+    print("\n".join(lines))
     if args.json:
         with written_whole(args.json) as temporary:
-            temporary.write_text(json.dumps(result.to_json(), indent=1) + "\n")
+            temporary.write_text(json.dumps(document, indent=1) + "\n")
     return ExitCode.DONE if result.fits else ExitCode.BAD_INPUT
+
+
+def _ranked(words: str, result) -> dict:
+    """What the JSON document says of one of several plans."""
+    return {
+        "overrides": words,
+        "fits": result.fits,
+        "total": result.total,
+        "seconds": result.seconds["estimate"],
+        "mfu": result.mfu["estimate"],
+    }
+
+
+def _line(place: int, words: str, result) -> str:
+    """The line that is printed for one of several plans."""
+    size = f"{result.total / 2**30:.1f} GiB{'' if result.fits else ', DOES NOT FIT'}"
+    return f"{place}. {words}: {result.seconds['estimate']:.1f} s, MFU {result.mfu['estimate']:.1%}, {size}"
 
 
 def report(result) -> list[str]:

@@ -126,15 +126,15 @@ def _nearest(config: MeshConfig, devices: int) -> MeshConfig:
     def distance(shape: tuple[int, ...]) -> float:
         return sum(abs(math.log(size / wanted)) for size, wanted in zip(shape, config.shape) if wanted != -1)
 
-    best = min(_factorisations(devices, len(AXES)), key=distance)
+    best = min(factorisations(devices, len(AXES)), key=distance)
     kept = config.ulysses if config.ulysses and best[AXES.index("sequence")] % config.ulysses == 0 else None
     return MeshConfig(**dict(zip(AXES, best)), ulysses=kept)
 
 
-def _factorisations(number: int, count: int) -> Iterator[tuple[int, ...]]:
+def factorisations(number: int, count: int) -> Iterator[tuple[int, ...]]:
     """All ways to write a number as an ordered product of `count` factors."""
     if count == 1:
         yield (number,)
         return
     for first in (divisor for divisor in range(1, number + 1) if number % divisor == 0):
-        yield from ((first, *rest) for rest in _factorisations(number // first, count - 1))
+        yield from ((first, *rest) for rest in factorisations(number // first, count - 1))

@@ -35,7 +35,7 @@ from kaleido_jax.training.state import Batch, create, joined
 
 # How often attention's two products are computed in a step: once forward, two and a half times backward, which makes
 # the scores again, and once more where nothing of it is kept.
-_ATTENTION_ROUNDS = {"everything": 3.5, "products": 3.5, "attention": 3.5, "nothing": 4.5}
+ATTENTION_ROUNDS = {"everything": 3.5, "products": 3.5, "attention": 3.5, "nothing": 4.5}
 # VAEs by the number of their latent channels, where an experiment names no folder.
 _VAES = {16: VAEConfig.wan2_1, 48: VAEConfig.wan2_2}
 _IMAGE_TOKENS = 257  # of CLIP's ViT-H/14, for a network with an image branch
@@ -264,7 +264,7 @@ def _made_of(
     forward, attention = forward_flops(made)
     progress = jax.ShapeDtypeStruct((), jnp.float32)
     computed = count(made.function, made.state, made.batch, progress, made.frozen)
-    attention = int(attention * _ATTENTION_ROUNDS[experiment.train.keep])
+    attention = int(attention * ATTENTION_ROUNDS[experiment.train.keep])
     by_axes: dict[str, dict[str, float]] = {}
     for (axes, kind), size in sent.bytes.items():
         by_axes.setdefault(axes, {})[kind] = size
