@@ -48,6 +48,12 @@ class StorageError(KaleidoError, OSError):
     exit_code = ExitCode.STORAGE
 
 
+class PeerLost(KaleidoError, RuntimeError):
+    """Another process of the run died or hangs, or one that feeds it."""
+
+    exit_code = ExitCode.PEER_LOST
+
+
 def printable(text: str, limit: int = 300) -> str:
     """`text` without control characters, line breaks or lone surrogates, and not longer than `limit` characters.
 

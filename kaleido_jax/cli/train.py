@@ -7,6 +7,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments; imports nothing heavy."""
     parser.add_argument("config", help="a Python file with a function config(), such as configs/miniature.py")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="fields of the config to change")
+    parser.add_argument(
+        "--distributed",
+        metavar="WHERE",
+        help="one of several processes: auto (Slurm, GKE, TPUs, Open MPI) or ADDRESS,COUNT,INDEX as host:1234,8,0",
+    )
     parser.add_argument("--workdir", required=True, help="checkpoints, metrics, pictures; run again to continue")
     parser.add_argument(
         "--export",
@@ -33,12 +38,15 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.config} describes a {type(experiment).__name__}; kaleido train runs an Experiment")
     experiment = config.override(experiment, args.overrides)
 
+    from kaleido_jax.parallel import processes
+    from kaleido_jax.pipeline.compile_cache import use_compile_cache
     from kaleido_jax.porting import lora
     from kaleido_jax.training.loop import train
     from kaleido_jax.training.miniature import prepare
     from kaleido_jax.training.signals import Signals
 
-    with Signals() as signals:
+    use_compile_cache()
+    with processes.joined(args.distributed), Signals() as signals:
         prepared = prepare(experiment, args.workdir)
         if args.export:
             if not prepared.checkpoints.steps():

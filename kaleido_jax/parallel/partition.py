@@ -148,10 +148,10 @@ def batch_shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
 
 
 def place(tree: Any, shardings: Any) -> Any:
-    """Arrays put where the shardings say; host arrays that every process has whole may go to devices of many."""
+    """Arrays put where the shardings say; arrays that every process has whole may go to devices of many."""
 
     def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
-        if isinstance(leaf, jax.Array) or sharding.is_fully_addressable:
+        if sharding.is_fully_addressable or (isinstance(leaf, jax.Array) and not leaf.is_fully_addressable):
             return jax.device_put(leaf, sharding)
         host = np.asarray(leaf)
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])

@@ -1,8 +1,12 @@
 """All fields of a training run, in sections that the command line overrides as `section.field=value`."""
 
+import json
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+from kaleido_jax.config import to_json
 from kaleido_jax.data.buckets import VideoBucket
 from kaleido_jax.models.text import UMT5Config
 from kaleido_jax.models.wan import WanConfig
@@ -75,6 +79,8 @@ class TrainConfig:
     evaluate_every: int = 500
     sample_every: int = 500
     skipped_limit: int = 10  # non-finite steps in a row that end the run
+    tensorboard: bool = False  # metrics also as event files in the work directory
+    stall_seconds: float = 300.0  # a step that takes longer ends the process, a pause six times as long; 0: never
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulate", "log_every", "evaluate_every", "sample_every"):
@@ -84,10 +90,12 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When a checkpoint is written and how many are kept."""
+    """When a checkpoint is written, how many are kept, and how often one that could not be written is tried again."""
 
     every: int = 500
     keep: int = 2
+    keep_every: int = 0  # those of every so many steps stay for ever; 0: none
+    retries: int = 2  # 10 and 30 s later
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,3 +183,28 @@ class Experiment:
             )
         if self.lora.rank and not self.start_from:
             raise ValueError(f"lora.rank is {self.lora.rank}, but start_from is empty; name the model that it changes")
+
+
+# What a run keeps from its first start: everything that shapes its state, its batches or their order.
+_FIXED = re.compile(
+    r"seed|method|scheme|options|(transformer|text)\.(?!dtype).*|train\.batch|flow\..*|optimizer\.kind|"
+    r"data\.(source|size|width|frames|references|reference_frames|reference_buckets|shots|buckets|text_tokens)"
+)
+
+
+def changed_fields(stored: Mapping[str, Any], experiment: Experiment) -> list[str]:
+    """What of a stored experiment, as JSON holds it, stands in the way of going on with this one: "field=value"."""
+    now = dict(_dotted(json.loads(json.dumps(to_json(experiment)))))
+    return [
+        f"{name}={','.join(map(str, value)) if isinstance(value, list) else value}"
+        for name, value in _dotted(stored)
+        if _FIXED.fullmatch(name) and name in now and now[name] != value
+    ]
+
+
+def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

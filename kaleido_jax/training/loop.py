@@ -3,10 +3,14 @@
 Running it again continues it. A run that is stopped by a signal saves first; so does one that diverges.
 """
 
+import fcntl
 import json
+import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,9 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from kaleido_jax.config import to_json
-from kaleido_jax.errors import ExitCode
+from kaleido_jax.errors import ExitCode, StorageError, UsageError, printable
+from kaleido_jax.parallel import processes
 from kaleido_jax.porting import lora
 from kaleido_jax.training import sheets
+from kaleido_jax.training.clock import COMPILING, DATA, DRAWING, EVALUATING, SAVING, STEPS, Clock
 from kaleido_jax.training.groups import GroupSource, SceneSource
 from kaleido_jax.training.metrics import Metrics, Rate, duration, report
 from kaleido_jax.training.run import Run
@@ -24,21 +30,33 @@ from kaleido_jax.training.signals import Signals
 from kaleido_jax.training.sources import CachedSource, Source, stream
 from kaleido_jax.training.state import Batch, TrainState, size
 from kaleido_jax.training.step import EVALUATION_TIMES
+from kaleido_jax.training.watchdog import Watchdog
 
 FOREVER = 2**31 - 1
 
 
 def train(run: Run, signals: Signals) -> ExitCode:
     """Train until the steps or the minutes are over, a signal arrives, or the loss is not finite any more."""
+    if run.experiment.train.minutes and jax.process_count() > 1:
+        raise UsageError("train.minutes is set, but several processes train, whose clocks differ; give train.steps")
     run.workdir.mkdir(parents=True, exist_ok=True)
-    (run.workdir / "config.json").write_text(json.dumps(to_json(run.experiment), indent=1))
-    run.write_caches(lambda: signals.received)
+    with _locked(run.workdir):
+        return _train(run, signals)
+
+
+def _train(run: Run, signals: Signals) -> ExitCode:
+    if processes.is_first():
+        (run.workdir / "config.json").write_text(json.dumps(to_json(run.experiment), indent=1))
+    processes.everywhere(lambda: run.write_caches(lambda: signals.received), only_first=True)
     if signals.received:
         return signals.exit_code
     state, seconds = run.restore()
-    with Metrics(run.workdir / "metrics.jsonl", step=int(state.step)) as metrics:
+    run.checkpoints.check_room(state)
+    board = run.workdir / "tensorboard" if run.experiment.train.tensorboard else None
+    with Metrics(run.workdir / "metrics.jsonl", step=int(state.step), tensorboard=board) as metrics:
         training = Training(run, state, seconds, metrics)
         diverged = not training.go(signals)
+        report(training.clock.summary())
         if signals.received:
             report(f"stopped by {signals.name} at step {training.step}; run the same command to continue")
             return signals.exit_code
@@ -48,7 +66,9 @@ def train(run: Run, signals: Signals) -> ExitCode:
         training.look_at_the_end()
     run.export(training.state, run.workdir / "model")
     if run.experiment.lora.rank:
-        lora.write(run.workdir / "lora.safetensors", run.lora(training.state), overwrite=True)
+        trained = run.lora(training.state)
+        write = lambda: lora.write(run.workdir / "lora.safetensors", trained, overwrite=True)
+        processes.everywhere(write, only_first=True)
     report(f"done: {training.step} steps, model in {run.workdir / 'model'}, compiled {run.programs.compiled}")
     return ExitCode.DONE
 
@@ -60,9 +80,12 @@ class Training:
         self.run, self.config, self.state, self.metrics = run, run.experiment.train, state, metrics
         self.first = self.step = int(state.step)
         self.heldout, self.source = run.source("heldout"), run.source("train")
-        self._rate = Rate()
+        self._rate, self.clock = Rate(), Clock(run.workdir / "clock.json")
+        self._watchdog = Watchdog(self.config.stall_seconds)
         self._began = self._window = time.monotonic()
         self._earlier = seconds
+        self._waited, self._workers = self.clock.spent.get(DATA, 0.0), run.experiment.data.workers
+        self._shapes: list[Batch] = []  # of batches that there are programs for
         self._pending: list[tuple[int, dict[str, Any]]] = []
         ends = f"for {self.config.minutes:g} min" if self.config.minutes else f"to step {self.config.steps}"
         kind = jax.devices()[0].device_kind
@@ -83,9 +106,17 @@ class Training:
         """Train to the end or to a signal, and save; False if it diverged."""
         config, last = self.config, FOREVER if self.config.minutes else self.config.steps
         finite = True
-        with _closing(stream(self.source, self.first, last, self.run.experiment.data.workers)) as batches:
-            while finite and self.progress < 1.0 and not signals.received:
-                self.advance(next(batches))
+        batches = stream(self.source, self.first, last, self.run.experiment.data.workers)
+        with self._watchdog, _closing(batches) as batches:
+            while finite and self.progress < 1.0 and not signals.stop_at(self.step):
+                with self.clock.spending(DATA):
+                    batch = next(batches)
+                shapes = jax.tree.map(np.shape, batch)
+                new, self._shapes = shapes not in self._shapes, [*self._shapes, shapes][-100:]
+                self._watchdog.beat(f"step {self.step + 1}", pause=new)
+                with self.clock.spending(COMPILING if new else STEPS):
+                    self.advance(batch)
+                self._watchdog.beat(f"step {self.step + 1}")
                 if self._due(config.log_every) or self.step == self.first + 1:
                     finite = self.write_down()
                 if self._due(config.evaluate_every):
@@ -113,28 +144,36 @@ class Training:
         if not self._pending:
             return True
         values = jax.device_get([value for _, value in self._pending])
-        self._rate.add(time.monotonic() - self._window, len(values))
+        window, waited = time.monotonic() - self._window, self.clock.spent.get(DATA, 0.0)
+        self._rate.add(window, len(values))
+        waiting = (waited - self._waited) / window  # what the loader lets the devices wait for
+        self._waited = waited
         for (step, _), value in zip(self._pending, values):
             numbers = {name: item.item() for name, item in value.items()}
             rate = self._rate.steps_per_second
-            self.metrics.write(step, numbers | {"seconds": self.seconds, "steps_per_second": rate})
+            self.metrics.write(
+                step, numbers | {"seconds": self.seconds, "steps_per_second": rate, "loader_wait": waiting}
+            )
         mean = float(np.mean([value["loss"] for value in values]))
         rate = self._rate.steps_per_second
         by_steps = (self.config.steps - self.step) / rate
         left = 60 * self.config.minutes - self.seconds if self.config.minutes else by_steps
         report(f"step {self.step}: loss {mean:.4f}, {rate:.2f} steps/s, {self.progress:.1%}, {duration(left)} left")
+        if waiting > 0.2 and self.step > self.first + 1:
+            report(f"waited {waiting:.0%} of the time for data; give data.workers more than {self._workers} processes")
         self._pending.clear()
         self._window = time.monotonic()
         return bool(values[-1]["skipped_in_a_row"] < self.config.skipped_limit)
 
     def save(self) -> None:
         """Write a checkpoint of this step."""
-        with self._pause():
+        with self._pause(SAVING):
             self.run.save(self.state, self.seconds)
+        self.clock.save()
 
     def evaluate(self) -> None:
         """The averaged weights' loss on held-out samples, at fixed times and noise."""
-        with self._pause():
+        with self._pause(EVALUATING):
             assert isinstance(self.heldout, CachedSource | GroupSource | SceneSource)
             batches = (self.heldout.batch(i) for i in range(self.heldout.batches_per_epoch))
             encoded = (self.run.ready(batch, self.heldout) for batch in batches)
@@ -146,7 +185,7 @@ class Training:
 
     def draw_sheet(self) -> None:
         """A picture of what the averaged weights make of held-out references and prompts."""
-        with self._pause():
+        with self._pause(DRAWING):
             path = self.run.workdir / "samples" / f"{self.step:08d}.png"
             draw_sheet(self.run, self.state, self.heldout, path)
             report(f"step {self.step}: wrote {path}")
@@ -162,10 +201,14 @@ class Training:
         return self.step % every == 0
 
     @contextmanager
-    def _pause(self) -> Iterator[None]:
+    def _pause(self, what: str) -> Iterator[None]:
         """Something that is not training: pending steps are written down first, and its time is not theirs."""
-        self.write_down()
-        yield
+        with self.clock.spending(STEPS):
+            self.write_down()
+        self._watchdog.beat(f"{what} at step {self.step}", pause=True)
+        with self.clock.spending(what):
+            yield
+        self._watchdog.beat(f"step {self.step + 1}")
         self._window = time.monotonic()
 
 
@@ -188,6 +231,32 @@ def draw_sheet(run: Run, state: TrainState, heldout: Source, path: Any) -> None:
         generated=scene(latents),
         truth=scene(batch.video),
     )
+
+
+@contextmanager
+def _locked(workdir: Path) -> Iterator[None]:
+    """Raises StorageError where another run is at work; the lock goes with the process, however that ends."""
+
+    def lock() -> int:
+        descriptor = os.open(workdir / ".lock", os.O_CREAT | os.O_RDWR)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            who = os.read(descriptor, 100).decode(errors="replace")
+            os.close(descriptor)
+            raise StorageError(
+                f"{workdir} is in use by {printable(who)}; stop that run or take another folder"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        return descriptor
+
+    descriptor = processes.everywhere(lock, only_first=True)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 @contextmanager

@@ -1,4 +1,7 @@
-"""What a run writes down: `metrics.jsonl`, one line a step, and a line on the terminal with the rate and time left."""
+"""What a run writes down: `metrics.jsonl`, one line a step, and a line on the terminal with the rate and time left.
+
+Of several processes only the first writes.
+"""
 
 import json
 import sys
@@ -6,12 +9,21 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from kaleido_jax.parallel import processes
+from kaleido_jax.training.tensorboard import EventFile
+
 
 class Metrics:
-    """Appends lines to `metrics.jsonl`; on a resumed run, lines after the restored step are dropped first."""
+    """Appends lines to `metrics.jsonl`; on a resumed run, lines after the restored step are dropped first.
 
-    def __init__(self, path: str | Path, *, step: int = 0) -> None:
+    The numbers go to an event file in the folder `tensorboard` too, if one is given.
+    """
+
+    def __init__(self, path: str | Path, *, step: int = 0, tensorboard: str | Path | None = None) -> None:
         self.path = Path(path)
+        self._file, self._events = None, None
+        if not processes.is_first():
+            return
         kept = []
         if self.path.is_file():
             for line in self.path.read_text().splitlines():
@@ -24,6 +36,7 @@ class Metrics:
         temporary.write_text("".join(line + "\n" for line in kept))
         temporary.replace(self.path)
         self._file = self.path.open("a", buffering=1)
+        self._events = EventFile(tensorboard) if tensorboard else None
 
     def write(self, step: int, values: Mapping[str, float | int | str]) -> None:
         """One line: the step, then the values; floats to six significant digits except the loss, which is exact."""
@@ -31,13 +44,20 @@ class Metrics:
             name: float(f"{value:.6g}") if isinstance(value, float) and name != "loss" else value
             for name, value in values.items()
         }
-        self._file.write(json.dumps(record) + "\n")
+        if self._file is not None:
+            self._file.write(json.dumps(record) + "\n")
+        if self._events is not None:
+            part = "heldout" if "heldout" in values else "train"
+            numbers = {f"{part}/{k}": float(v) for k, v in values.items() if not isinstance(v, str) and k != "heldout"}
+            self._events.write(step, numbers)
 
     def __enter__(self) -> "Metrics":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        for file in (self._file, self._events):
+            if file is not None:
+                file.close()
 
 
 class Rate:
@@ -65,5 +85,6 @@ def duration(seconds: float) -> str:
 
 
 def report(message: str) -> None:
-    """A line on standard error, with the time of day."""
-    print(f"{time.strftime('%H:%M:%S')} {message}", file=sys.stderr, flush=True)
+    """A line on standard error, with the time of day, of the first process alone."""
+    if processes.is_first():
+        print(f"{time.strftime('%H:%M:%S')} {message}", file=sys.stderr, flush=True)

@@ -94,8 +94,7 @@ class Programs:
             if key not in self._compiled:
                 self._compile(key, jax.jit(bound, donate_argnums=donate), arguments)
             return self._compiled[key](*arguments)
-        spread = lambda x: place(x, batch_shardings(x, self.mesh)) if isinstance(x, Batch) else x
-        arguments = tuple(spread(x) for x in arguments)
+        arguments = tuple(self._spread(x) for x in arguments)
         if key not in self._compiled:
             # A donated state comes back where it was, which lets the device write over it. All else is for the host.
             everywhere = NamedSharding(self.mesh, PartitionSpec())
@@ -106,6 +105,23 @@ class Programs:
                 program = jax.jit(bound, donate_argnums=donate, out_shardings=results)
                 self._compile(key, program, arguments)
         return self._compiled[key](*arguments)
+
+    def _spread(self, tree: Any) -> Any:
+        """A batch divided over the mesh; of what else is here alone, a copy for every device of every process."""
+        if isinstance(tree, Batch):
+            return place(tree, batch_shardings(tree, self.mesh))
+        if jax.process_count() == 1:
+            return tree
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+
+        def put(leaf: Array) -> Array:
+            if not leaf.is_fully_addressable:
+                return leaf
+            if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                return jax.random.wrap_key_data(place(jax.random.key_data(leaf), everywhere))
+            return place(leaf, everywhere)
+
+        return jax.tree.map(put, tree)
 
     def _compile(self, key: tuple, program: Any, arguments: tuple) -> None:
         began = time.monotonic()

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from kaleido_jax.bundle import Bundle, BundleConfig, Defaults, merge, parameters, save_bundle
@@ -20,19 +21,19 @@ from kaleido_jax.data.encoded import EncodedData
 from kaleido_jax.data.latents import LatentCache, write_cache
 from kaleido_jax.data.pairing import paired
 from kaleido_jax.data.world import Sample
-from kaleido_jax.errors import InputError, UsageError
+from kaleido_jax.errors import InputError, StorageError, UsageError
 from kaleido_jax.methods.method import EMPTY_BYTE
 from kaleido_jax.methods.registry import create as create_method
 from kaleido_jax.models.text import Tokenizer, UMT5Encoder
 from kaleido_jax.models.vae import WanVAE
 from kaleido_jax.models.wan import WanTransformer
-from kaleido_jax.parallel import place, shardings
+from kaleido_jax.parallel import place, processes, shardings
 from kaleido_jax.porting.lora import Lora
 from kaleido_jax.porting.lora import merge as merge_loras
 from kaleido_jax.preference.files import read_preferences
 from kaleido_jax.training import low_rank
 from kaleido_jax.training.checkpoint import Checkpoints
-from kaleido_jax.training.experiment import Experiment
+from kaleido_jax.training.experiment import Experiment, changed_fields
 from kaleido_jax.training.frozen import digest, first_weights, load_text, on_host
 from kaleido_jax.training.groups import GroupSource, SceneSource
 from kaleido_jax.training.image_encoder import ImageEncoder
@@ -104,41 +105,60 @@ class Run:
         if self.method.decodes:
             decoder, mesh = {"vae": parameters(vae)}, self.programs.mesh
             self.programs.frozen |= decoder if mesh is None else place(decoder, shardings(decoder, mesh))
-        self.checkpoints = Checkpoints(self.workdir / "checkpoints", keep=experiment.checkpoint.keep)
+        self.checkpoints = _checkpoints(experiment, self.workdir)
 
     def with_experiment(self, experiment: Experiment, workdir: str | Path | None = None) -> "Run":
         """Another run of the same networks, with this one's compiled programs; what shapes the step must be equal."""
         run = copy.copy(self)
         run.experiment = experiment
         run.workdir = Path(workdir).absolute() if workdir else self.workdir
-        run.checkpoints = Checkpoints(run.workdir / "checkpoints", keep=experiment.checkpoint.keep)
+        run.checkpoints = _checkpoints(experiment, run.workdir)
         return run
 
     def restore(self) -> tuple[TrainState, float]:
         """The newest state that verifies and the seconds trained so far, or the initial state and 0."""
         restored = self.checkpoints.restore(self.initial)
         if restored is None:
-            return jax.tree.map(jnp.copy, self.initial), 0.0  # a copy, because the step donates its state
+            # A copy, because the step donates its state; put in its place as a restored state is, because a program for
+            # arrays without a fixed place is another one, which the next start would have to compile.
+            return jax.tree.map(lambda leaf: jax.device_put(jnp.copy(leaf), leaf.sharding), self.initial), 0.0
         step, state, metadata = restored
+        changed = changed_fields(metadata["experiment"], self.experiment)
+        if changed:
+            raise UsageError(
+                f"the run in {self.workdir} was begun with {' '.join(changed)}; go on with that, or take another "
+                "work directory"
+            )
         report(f"continuing from step {step}")
         return state, float(metadata["seconds"])
 
     def save(self, state: TrainState, seconds: float) -> None:
         metadata = {"seconds": seconds, "experiment": to_json(self.experiment)}
-        self.checkpoints.save(int(state.step), state, metadata)
+        for wait in (*[10 * 3**number for number in range(self.experiment.checkpoint.retries)], None):
+            try:
+                self.checkpoints.save(int(state.step), state, metadata)
+                return
+            except StorageError as error:
+                if wait is None:
+                    raise
+                report(f"{error}; trying again in {wait} s")
+                time.sleep(wait)
 
     def lora(self, state: TrainState) -> Lora:
         """The averaged low-rank changes of a run that trains a LoRA."""
         experiment = self.experiment
-        return low_rank.to_lora(experiment.transformer, experiment.lora, state.average["transformer"])
+        average = on_hosts(state.average)
+        return low_rank.to_lora(experiment.transformer, experiment.lora, average["transformer"])
 
     def export(self, state: TrainState, folder: str | Path, *, dtype: str = "float16") -> None:
         """Write the averaged weights as a model folder; those of a LoRA are added to the weights that it changes."""
-        weights = joined(self.programs.frozen, state.average)
+        weights = on_hosts(joined(self.programs.frozen, state.average))
         graph = self.networks.transformer
         if self.networks.untuned is not None:
             graph = self.networks.untuned
-            weights["transformer"] = merge_loras(self.programs.frozen["transformer"], [(self.lora(state), 1.0)])
+            weights["transformer"] = merge_loras(
+                on_hosts(self.programs.frozen)["transformer"], [(self.lora(state), 1.0)]
+            )
         experiment, data, sampling = self.experiment, self.experiment.data, self.experiment.sampling
         frozen = load_text(experiment, on_host()) if data.source == "encoded" else None
         config = BundleConfig(
@@ -170,7 +190,7 @@ class Run:
             tokenizer=self.tokenizer if frozen is None else frozen[1],
             vision=self.image_encoder.module if self.image_encoder else None,
         )
-        save_bundle(folder, bundle, dtype=dtype)
+        processes.everywhere(lambda: save_bundle(folder, bundle, dtype=dtype), only_first=True)
 
     def write_caches(self, stopped: Callable[[], bool]) -> None:
         """Encode what the latent cache lacks; continues where it was stopped."""
@@ -335,12 +355,24 @@ class Run:
         )
 
 
+def _checkpoints(experiment: Experiment, workdir: Path) -> Checkpoints:
+    config = experiment.checkpoint
+    return Checkpoints(workdir / "checkpoints", keep=config.keep, keep_every=config.keep_every)
+
+
 def _networks(experiment: Experiment) -> dict[str, Any]:
     """The networks to be trained, with random weights."""
     transformer = WanTransformer(experiment.transformer, nnx.Rngs(experiment.seed))
     if experiment.data.text_embeddings:
         return {"transformer": transformer}
     return {"transformer": transformer, "text": UMT5Encoder(experiment.text, nnx.Rngs(experiment.seed + 1))}
+
+
+def on_hosts(weights: Parameters) -> Parameters:
+    """Weights of which every process has all of each array, one after another, where several processes divide them."""
+    if jax.process_count() == 1:
+        return weights
+    return jax.tree.map(lambda leaf: multihost_utils.process_allgather(leaf, tiled=True), weights)
 
 
 def _initial(

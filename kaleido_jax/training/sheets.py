@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from kaleido_jax.parallel import processes
 from kaleido_jax.training.sources import Source
 from kaleido_jax.training.state import Batch
 from kaleido_jax.typing import UInt8
@@ -37,6 +38,8 @@ def write(
         shown = [pictures[sample] if i < counts[sample] else blank for i, pictures in enumerate(references)]
         rows.append(_row([*shown, *generated[sample, frames]]))
         rows.append(_row([*[blank] * len(shown), *truth[sample, frames]]))
+    if not processes.is_first():
+        return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp.png")

@@ -4,21 +4,28 @@ A source is a pure function of the step, so a resumed run sees what an undisturb
 number of loader workers. All samples of a batch fill one bucket: the video's shape and the number of reference slots.
 """
 
+import os
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import grain
 import numpy as np
+from absl import flags
 
 from kaleido_jax.data.encoded import EncodedData
 from kaleido_jax.data.latents import LatentCache, Sample, subject_share
-from kaleido_jax.errors import InputError
+from kaleido_jax.errors import InputError, PeerLost, printable
 from kaleido_jax.models.text import Tokenizer
 from kaleido_jax.training.experiment import DataConfig
 from kaleido_jax.training.groups import GroupSource, SceneSource
 from kaleido_jax.training.pairs import PairSource
 from kaleido_jax.training.state import Batch
+
+PATIENCE = 120.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -192,10 +199,61 @@ def assemble(
     )
 
 
+class _InWorker:
+    """`source.batch` in a process that ends with the one that asked for it, however that ends."""
+
+    def __init__(self, source: Source, parent: int) -> None:
+        self._source, self._parent, self._watched = source, parent, False
+
+    def __call__(self, step: int) -> Batch:
+        if not self._watched and os.getpid() != self._parent:
+            self._watched = True
+            threading.Thread(target=self._watch, daemon=True).start()
+        return self._source.batch(step)
+
+    def _watch(self) -> None:
+        while os.getppid() == self._parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+
 def stream(source: Source, start: int, stop: int, workers: int) -> Iterator[Batch]:
     """The batches of steps `start` to `stop`, read ahead in threads, or in `workers` processes if that is above 0."""
-    dataset = grain.MapDataset.range(start, stop).map(source.batch)
+    dataset = grain.MapDataset.range(start, stop).map(_InWorker(source, os.getpid()))
     if not workers:
         return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
+    if not flags.FLAGS.is_parsed():  # grain's processes read absl flags, which only absl's own main functions parse
+        flags.FLAGS.mark_as_parsed()
     options = grain.multiprocessing.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4)
-    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)).mp_prefetch(options))
+    read = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)).mp_prefetch(options)
+    return _answering(iter(read))
+
+
+def _answering(batches: grain.DatasetIterator) -> Iterator[Batch]:
+    """The batches, as long as the processes that read them live and answer.
+
+    Raises:
+      PeerLost: one died, or none answered for `PATIENCE` seconds.
+    """
+    thread = ThreadPoolExecutor(1)
+    try:
+        while True:
+            coming = thread.submit(next, batches, None)
+            try:
+                batch = coming.result(PATIENCE)
+            except TimeoutError:
+                raise PeerLost(
+                    f"the loader's processes have not answered for {PATIENCE:g} s; look at the disk they read from, "
+                    "and run the same command to continue"
+                ) from None
+            except RuntimeError as error:
+                reason = printable(str(error).splitlines()[0], 200)
+                raise PeerLost(f"a process of the loader died ({reason}); run the same command to continue") from error
+            if batch is None:
+                return
+            yield batch
+    except GeneratorExit:  # not where a process is dead or hangs: waiting for it is what must not happen
+        batches.close()
+        raise
+    finally:
+        thread.shutdown(wait=False)

@@ -67,6 +67,13 @@ def test_only_the_newest_are_kept_and_saving_a_step_twice_writes_once(tmp_path):
     assert (tmp_path / "00000002" / "manifest.json").stat().st_mtime_ns == before
 
 
+def test_those_of_every_so_many_steps_stay(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1, keep_every=4)
+    for step in (4, 5, 6):
+        checkpoints.save(step, {"a": jnp.zeros(())}, {})
+    assert checkpoints.steps() == [4, 6]
+
+
 def test_damage_of_every_file_is_noticed_and_named(copied):
     """A flipped bit, a lost byte, and a missing file, for each file in turn."""
     folder = copied / "00000009"
