@@ -1,9 +1,9 @@
 """Wan's own models as they are released: text to video, and image to video, whose pictures are frames of the video.
 
 In the 14B models a given frame is no token: its latents are channels beside the noisy ones
-(`models.wan.image_to_video`), and Wan 2.1 reads it once more through CLIP. TI2V-5B has no such channels: the first latent
-frame of the video *is* the picture, clean and at time 0, beside noisy ones at the time of the flow. All branches of the
-guidance see it. The text is read with its padding, which is zero.
+(`models.wan.image_to_video`), and Wan 2.1 reads it once more through CLIP. TI2V-5B has no such channels: the first
+latent frame of the video *is* the picture, clean and at time 0, beside noisy ones at the time of the flow. All branches
+of the guidance see it. The text is read with its padding, which is zero.
 """
 
 import dataclasses
@@ -32,9 +32,10 @@ _GIVEN = {
 class Wan(Method):
     """Wan 2.1 and 2.2: T2V-1.3B and 14B, I2V-14B, T2V-A14B and I2V-A14B, and TI2V-5B.
 
-    frames: which of the video's frames are given: "none" (text to video), the "first", or "first-last", as channels. The
-        condition's only reference then is the latents of `image_to_video.conditioning_clip`. "first-latent" is
-        TI2V-5B's: the only reference is the picture's latent, in place of the video's first; without one, text to video.
+    frames: which of the video's frames are given: "none" (text to video), the "first", or "first-last", as channels.
+        The condition's only reference then is the latents of `image_to_video.conditioning_clip`. "first-latent" is
+        TI2V-5B's: the only reference is the picture's latent, which takes the place of the video's first; without one
+        it is text to video.
     """
 
     name: ClassVar[str] = "wan"
