@@ -31,6 +31,13 @@ class Found(enum.Enum):
     OTHER = "other"  # something else, or something unfinished
 
 
+def refuse_folders(outputs: Iterable[Path]) -> None:
+    """Raises UsageError if a file is to be written where a folder is."""
+    for output in outputs:
+        if output.is_dir():
+            raise UsageError(f"The output {printable(str(output))} is a folder; choose another output name.")
+
+
 def found_files(
     files: Sequence[Path], record_path: Path, request: dict[str, Any], *, named: Path | None = None
 ) -> tuple[Found, str]:
@@ -89,9 +96,7 @@ class Outputs:
         """Raises StorageError unless the folder can be made and takes files of about this size."""
         assert settings.frames and settings.height and settings.width
         make_writable_folder(self.video.parent, SHEET_BYTES + settings.frames * settings.height * settings.width)
-        for output in self.paths.values():
-            if output.is_dir():
-                raise UsageError(f"The output {printable(str(output))} is a folder; choose another output name.")
+        refuse_folders(self.paths.values())
 
     def found(self, request: dict[str, Any]) -> tuple[Found, str]:
         """Whether these files are there and are those of `request`; and in words what is not as asked for."""

@@ -15,7 +15,7 @@ from PIL import Image
 
 from kaleido_jax.errors import InputError, UsageError, printable
 from kaleido_jax.media.storage import make_writable_folder, written_whole
-from kaleido_jax.pipeline.outputs import Found, found_files
+from kaleido_jax.pipeline.outputs import Found, found_files, refuse_folders
 from kaleido_jax.pipeline.record import FORMAT, file_sha256, made
 from kaleido_jax.typing import UInt8
 
@@ -56,9 +56,7 @@ class PictureFiles:
     def make_room(self, pixels: int) -> None:
         """Raises StorageError unless the folder can be made and takes pictures of so many pixels together."""
         make_writable_folder(self.record.parent, 4 * pixels)
-        for output in (*self.pictures.values(), self.record):
-            if output.is_dir():
-                raise UsageError(f"The output {printable(str(output))} is a folder; choose another output name.")
+        refuse_folders((*self.pictures.values(), self.record))
 
     def found(self, request: dict[str, Any]) -> tuple[Found, str]:
         """Whether these files are there and are those of `request`; and in words what is not as asked for."""
