@@ -39,6 +39,7 @@ class DataConfig:
     text_embeddings: bool = False  # batches hold a frozen text encoder's output instead of token ids
     text_dropout: float = 0.1  # share of samples trained with the empty prompt, for guidance
     cross_pairs: float = 1.0  # share whose references show their subjects anew; others' are cut out of the video
+    perturbed: float = 0.0  # share of the references with a fault: bad light, occlusion, ... (data.perturbations)
     reference_subsets: float = 0.2  # share of samples that are shown only some of their references
     workers: int = 0  # loader processes; 0 loads in threads of this one
 
@@ -60,7 +61,7 @@ class DataConfig:
             raise ValueError("data.text_embeddings is False; encoded data holds a text encoder's output")
         for bucket in self.buckets:
             VideoBucket.parse(bucket)
-        for name in ("text_dropout", "reference_subsets", "single_shots", "cross_pairs", "unreadable"):
+        for name in ("text_dropout", "reference_subsets", "single_shots", "cross_pairs", "perturbed", "unreadable"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"data.{name} is a share in [0, 1], got {getattr(self, name)}")
 

@@ -20,6 +20,7 @@ from kaleido_jax.config import to_json
 from kaleido_jax.data.encoded import EncodedData
 from kaleido_jax.data.latents import LatentCache, write_cache
 from kaleido_jax.data.pairing import paired
+from kaleido_jax.data.perturbations import augmented
 from kaleido_jax.data.world import Sample
 from kaleido_jax.errors import InputError, StorageError, UsageError
 from kaleido_jax.methods.method import EMPTY_BYTE
@@ -76,6 +77,11 @@ class Run:
         self.method = create_method(experiment.method, experiment.scheme, experiment.options)
         if encoded and self.method.data != "pictures":
             raise UsageError(f"data.source is encoded; {experiment.method} trains on a {self.method.data} of the world")
+        if experiment.data.perturbed and (encoded or self.method.data != "pictures"):
+            raise UsageError(
+                f"data.perturbed is {experiment.data.perturbed}; only pictures of the world are drawn with faults, not "
+                f"{'encoded data' if encoded else f'the {self.method.data} that {experiment.method} trains on'}"
+            )
         needed = self.method.in_channels(vae.config.z_dim, experiment.data.references)
         if experiment.transformer.in_channels != needed:
             raise UsageError(
@@ -222,9 +228,15 @@ class Run:
             )
 
     def _render(self, split: str) -> Callable[[int], Sample]:
-        """The world's sample of a seed; what is held out has cross pairs alone, which are the task itself."""
-        share = self.experiment.data.cross_pairs if split == "train" else 1.0
-        return lambda seed: paired(self.world.sample(seed, split=split), seed, share)
+        """The world's sample of a seed; what is held out has whole cross pairs alone, which are the task itself."""
+        data, train = self.experiment.data, split == "train"
+        share, faults = (data.cross_pairs, data.perturbed) if train else (1.0, 0.0)
+
+        def render(seed: int) -> Sample:
+            sample = paired(self.world.sample(seed, split=split), seed, share)
+            return augmented(self.world, sample, seed, faults, split) if faults else sample
+
+        return render
 
     def cache_folder(self, split: str) -> Path:
         folder = self.experiment.data.folder
@@ -236,6 +248,7 @@ class Run:
         total = sum(float(jnp.sum(jnp.abs(leaf))) for leaf in parameters(self.vae).values())
         world = f"world {data.picture[0]} x {data.picture[1]} x {data.frames}"
         world += f", cross pairs {data.cross_pairs:g}" if data.cross_pairs < 1 else ""
+        world += f", perturbed {data.perturbed:g}" if data.perturbed else ""
         return f"{world}, vae {total:.6e}"
 
     def _encode(self, clips: np.ndarray) -> np.ndarray:
