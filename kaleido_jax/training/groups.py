@@ -12,6 +12,7 @@ from kaleido_jax.methods.method import EMPTY_BYTE
 from kaleido_jax.models.text import Tokenizer
 from kaleido_jax.training.experiment import DataConfig
 from kaleido_jax.training.state import Batch
+from kaleido_jax.typing import Float, Int
 
 
 @dataclass(frozen=True)
@@ -113,3 +114,13 @@ class SceneSource:
             text_lengths=lengths,
             indices=np.arange(self.size, dtype=np.int32),
         )
+
+
+def losses_by_shots(losses: Float[np.ndarray, "n"], text_lengths: Int[np.ndarray, "n texts"]) -> dict[str, float]:
+    """The mean loss of samples that are a single shot, and of whole scenes; what there is none of is left out.
+
+    text_lengths: of the scene's prompt and of each shot's; a single shot has no scene.
+    """
+    alone = (text_lengths[:, 0] == 0) & (text_lengths[:, 2:] == 0).all(axis=1)
+    parts = {"heldout_single_shot_loss": losses[alone], "heldout_scene_loss": losses[~alone]}
+    return {name: float(values.mean()) for name, values in parts.items() if len(values)}

@@ -23,7 +23,7 @@ from kaleido_jax.parallel import processes
 from kaleido_jax.porting import lora
 from kaleido_jax.training import sheets
 from kaleido_jax.training.clock import COMPILING, DATA, DRAWING, EVALUATING, SAVING, STEPS, Clock
-from kaleido_jax.training.groups import GroupSource, SceneSource
+from kaleido_jax.training.groups import GroupSource, SceneSource, losses_by_shots
 from kaleido_jax.training.metrics import Metrics, Rate, duration, report
 from kaleido_jax.training.run import Run
 from kaleido_jax.training.signals import Signals

@@ -9,6 +9,7 @@ import pytest
 
 from kaleido_jax.errors import UsageError
 from kaleido_jax.methods.method import EMPTY_BYTE
+from kaleido_jax.training.groups import losses_by_shots
 from kaleido_jax.training.loop import draw_sheet
 from kaleido_jax.training.miniature import prepare
 
@@ -99,3 +100,10 @@ def test_scenes_are_learned_and_drawn(experiment, tmp_path):
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:3])
     draw_sheet(run, run.initial, run.source("heldout"), tmp_path / "sheet.png")
     assert (tmp_path / "sheet.png").stat().st_size > 1000
+
+
+def test_single_shots_are_reported_beside_scenes():
+    lengths = np.array([[3, 4, 2], [0, 4, 0], [3, 2, 2], [0, 1, 0]])
+    found = losses_by_shots(np.array([1.0, 2.0, 3.0, 6.0]), lengths)
+    assert found == {"heldout_single_shot_loss": 4.0, "heldout_scene_loss": 2.0}
+    assert losses_by_shots(np.array([1.0]), lengths[:1]) == {"heldout_scene_loss": 1.0}
