@@ -108,6 +108,8 @@ class Training:
         finite = True
         batches = stream(self.source, self.first, last, self.run.experiment.data.workers)
         with self._watchdog, _closing(batches) as batches:
+            if self.step == 0 and isinstance(self.heldout, SceneSource):
+                self.evaluate()  # how good single shots were before
             while finite and self.progress < 1.0 and not signals.stop_at(self.step):
                 with self.clock.spending(DATA):
                     batch = next(batches)
@@ -175,11 +177,14 @@ class Training:
         """The averaged weights' loss on held-out samples, at fixed times and noise."""
         with self._pause(EVALUATING):
             assert isinstance(self.heldout, CachedSource | GroupSource | SceneSource)
-            batches = (self.heldout.batch(i) for i in range(self.heldout.batches_per_epoch))
+            batches = [self.heldout.batch(i) for i in range(self.heldout.batches_per_epoch)]
             encoded = (self.run.ready(batch, self.heldout) for batch in batches)
             losses = [np.asarray(self.run.programs.evaluate(self.state.average, batch)) for batch in encoded]
             by_time = np.concatenate(losses).mean(axis=0)
             columns = {f"heldout_loss_at_{time:g}": float(x) for time, x in zip(EVALUATION_TIMES, by_time)}
+            if isinstance(self.heldout, SceneSource):
+                lengths = np.concatenate([np.asarray(batch.text_lengths) for batch in batches])
+                columns |= losses_by_shots(np.concatenate(losses).mean(axis=1), lengths)
             self.metrics.write(self.step, {"loss": float(by_time.mean()), "heldout": 1} | columns)
             report(f"step {self.step}: held-out loss {by_time.mean():.4f}")
 
