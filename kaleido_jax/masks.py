@@ -224,6 +224,22 @@ def block_summary(mask: TokenMask, block_q: int, block_k: int) -> UInt8[Array, "
     return jnp.where(every, FULL, jnp.where(some, PARTIAL, EMPTY)).astype(jnp.uint8)
 
 
+def shows_everything(mask: TokenMask) -> bool:
+    """Whether one bit of a mask of numpy vectors shows every key to every query; False where vectors are on a device.
+
+    Then the mask is as none, and attention has no trace of it: "kaleido" without absent tokens, for one.
+    """
+    vectors = (mask.reads, mask.groups, mask.q_sample, mask.k_sample)
+    if not all(x is None or isinstance(x, np.ndarray) for x in vectors):
+        return False
+    reads, groups, q_sample, k_sample = (None if x is None else np.asarray(_rows(x)) for x in vectors)
+    shared = np.bitwise_and.reduce(reads, axis=1) & np.bitwise_and.reduce(groups, axis=1)
+    if q_sample is None or k_sample is None:
+        return bool((shared != 0).all())
+    first = q_sample[:, :1]
+    return bool((shared != 0).all() and (first >= 0).all() and (q_sample == first).all() and (k_sample == first).all())
+
+
 # The rules. Each gives the mask between all tokens of a layout, in token order; `visibility` joins them.
 
 Rule: TypeAlias = Callable[[TokenLayout, Contents | None], TokenMask]

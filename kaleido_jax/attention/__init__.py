@@ -11,7 +11,7 @@ from jaxtyping import Array
 from kaleido_jax.attention.backends import attend, resolve
 from kaleido_jax.attention.reference import ATTENTION_NAME, Visibility
 from kaleido_jax.attention.sharded import Backend, by_convention, inside, merge, sharded
-from kaleido_jax.masks import TokenMask
+from kaleido_jax.masks import TokenMask, shows_everything
 from kaleido_jax.typing import AnyArray
 
 __all__ = ["ATTENTION_NAME", "attention", "divided_attention", "merge", "sharded_attention"]
@@ -47,20 +47,30 @@ def _check_options(mask: TokenMask | None, scale: float | None) -> None:
         raise ValueError(f"attention: scale is {scale}; expected a number > 0.")
 
 
-def _rows(name: str, x: AnyArray, batch: int, tokens: int) -> Array:
+def _rows(name: str, x: AnyArray, batch: int, tokens: int) -> AnyArray:
     """The vector as [1, tokens] or [batch, tokens]."""
     if x.shape not in ((tokens,), (1, tokens), (batch, tokens)):
         raise ValueError(f"attention: mask.{name} has shape {x.shape}; expected ({tokens},) or ({batch}, {tokens}).")
-    return jnp.asarray(x).reshape(-1, tokens)
+    return x.reshape(-1, tokens)
 
 
-def _visibility(mask: TokenMask, batch: int, queries: int, keys: int) -> Visibility:
-    """The mask's vectors with their batch axis; a negative sample, which is padding, becomes a row without a bit."""
+def _visibility(mask: TokenMask | None, batch: int, queries: int, keys: int) -> Visibility | None:
+    """The mask's vectors with their batch axis; a negative sample, which is padding, becomes a row without a bit.
+
+    None where everything is known to be visible.
+    """
+    if mask is None:
+        return None
     reads, groups = _rows("reads", mask.reads, batch, queries), _rows("groups", mask.groups, batch, keys)
-    if mask.q_sample is None or mask.k_sample is None:
-        return Visibility(reads, groups, None, None)
-    q_sample, k_sample = _rows("q_sample", mask.q_sample, batch, queries), _rows("k_sample", mask.k_sample, batch, keys)
-    return Visibility(jnp.where(q_sample < 0, jnp.uint32(0), reads), groups, q_sample, k_sample)
+    samples = None, None
+    if mask.q_sample is not None and mask.k_sample is not None:
+        samples = _rows("q_sample", mask.q_sample, batch, queries), _rows("k_sample", mask.k_sample, batch, keys)
+    if shows_everything(mask):
+        return None
+    reads, groups, q_sample, k_sample = jax.tree.map(jnp.asarray, (reads, groups, *samples))
+    if q_sample is not None:
+        reads = jnp.where(q_sample < 0, jnp.uint32(0), reads)
+    return Visibility(reads, groups, q_sample, k_sample)
 
 
 @overload
@@ -108,12 +118,14 @@ def attention(
       q: [batch, queries, heads, head_dim], float32, bfloat16 or float16.
       k, v: [batch, keys, key heads, head_dim] of q's dtype; `heads` is a multiple of `key heads`, and query head i
         reads key head i // (heads // key heads).
-      mask: which query reads which key; None means all. Its vectors are [tokens] or [batch, tokens].
+      mask: which query reads which key; None means all, and so does a mask of numpy vectors that shows everything. Its
+        vectors are [tokens] or [batch, tokens].
       scale: multiplies the scores, > 0; head_dim ** -0.5 if None.
       backend: "reference" (chunked online softmax in plain JAX), "pallas_tpu", "pallas_triton" or "pallas_gpu" (kernels
         for TPUs, NVIDIA GPUs, and Hopper GPUs with 16 bits and a head_dim up to 128; they visit only blocks in which
         something is visible), or "auto": the one for the devices of the mesh that is set (`jax.set_mesh`), or without a
-        mesh for the default device; on GPUs that is "pallas_triton".
+        mesh for the default device; on GPUs that is "pallas_triton", unless another was measured to be faster there
+        (block_sizes.json) and takes these arrays.
       return_lse: also return the log-sum-exp of the scaled scores, float32 [batch, heads, queries], which has its own
         gradient and serves to merge attention over several sets of keys.
       interpret: interpret a kernel on the host, to test it; the reference backend has none.
@@ -132,8 +144,8 @@ def attention(
     _check_options(mask, scale)
     mesh = jax.sharding.get_abstract_mesh()
     axes = by_convention(mesh, q.shape[0], k.shape[2])
-    chosen = resolve(backend, interpret=interpret, manual=axes is not None)
-    visibility = None if mask is None else _visibility(mask, q.shape[0], q.shape[1], k.shape[1])
+    chosen = resolve(backend, interpret=interpret, manual=axes is not None, like=q)
+    visibility = _visibility(mask, q.shape[0], q.shape[1], k.shape[1])
     scale = q.shape[3] ** -0.5 if scale is None else scale
     if axes is None:
         out, lse = attend(q, k, v, visibility, scale, chosen, interpret)
@@ -181,10 +193,10 @@ def sharded_attention(
             f"attention: axis is {axis!r}; expected one of the mesh that is set (jax.set_mesh), "
             f"which has {', '.join(mesh.axis_names) or 'none'}."
         )
-    chosen = resolve(backend, interpret=interpret, manual=True)
     _check_arrays(q, k, v)
+    chosen = resolve(backend, interpret=interpret, manual=True, like=q)
     _check_options(mask, scale)
-    visibility = None if mask is None else _visibility(mask, q.shape[0], q.shape[1], k.shape[1])
+    visibility = _visibility(mask, q.shape[0], q.shape[1], k.shape[1])
     how = Backend(chosen, q.shape[3] ** -0.5 if scale is None else scale, interpret)
     out, lse = sharded(
         q, k, v, visibility, mesh=mesh, axis=axis, batch=batch, heads=heads, ulysses=ulysses, backend=how, mask=mask
@@ -211,10 +223,10 @@ def divided_attention(
     Raises:
       ValueError: (while tracing) as `sharded_attention`.
     """
-    chosen = resolve(backend, interpret=interpret, manual=True)
     _check_arrays(q, k, v)
+    chosen = resolve(backend, interpret=interpret, manual=True, like=q)
     _check_options(mask, None)
-    visibility = None if mask is None else _visibility(mask, q.shape[0], q.shape[1], k.shape[1])
+    visibility = _visibility(mask, q.shape[0], q.shape[1], k.shape[1])
     how = Backend(chosen, q.shape[3] ** -0.5, interpret)
     mesh = jax.sharding.get_abstract_mesh()
     axes = by_convention(mesh, q.shape[0], k.shape[2]) or (None, None)

@@ -12,13 +12,13 @@ from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AxisType
 
-from kaleido_jax.attention import reference
+from kaleido_jax.attention import block_sizes, reference
 from kaleido_jax.attention.reference import ATTENTION_NAME, Visibility, reference_attention
 from kaleido_jax.typing import Array
 
 # The modules of kernels, each with `forward` and `backward`, and the platform that each is compiled for.
 KERNELS = {"pallas_tpu": "tpu", "pallas_gpu": "cuda", "pallas_triton": "cuda"}
-# Which of them "auto" is. pallas_gpu, for Hopper alone, is not until it has been measured beside pallas_triton.
+# Which of them "auto" is where no other was measured to be faster (block_sizes.fastest).
 _AUTO = {"tpu": "pallas_tpu", "cuda": "pallas_triton"}
 BACKENDS = ("auto", "reference", *KERNELS)
 
@@ -58,12 +58,27 @@ def _divided() -> bool:
     )
 
 
-def resolve(backend: str, *, interpret: bool, manual: bool = False) -> str:
+def _takes(backend: str, q: Array | None) -> bool:
+    """Whether a kernel takes arrays of this dtype and head_dim."""
+    if backend != "pallas_gpu" or q is None:
+        return True
+    return q.dtype.itemsize == 2 and q.shape[3] <= _kernels(backend).MOST_HEAD_DIM
+
+
+def _automatic(platform: str, q: Array | None) -> str:
+    """The kernel for a platform: the fastest by the table, if that has the device, else the one that is for all."""
+    chosen = _AUTO.get(platform, "reference")
+    fastest = block_sizes.fastest()
+    return fastest if fastest and KERNELS.get(fastest) == platform and _takes(fastest, q) else chosen
+
+
+def resolve(backend: str, *, interpret: bool, manual: bool = False, like: Array | None = None) -> str:
     """The backend to use: the given one, or for "auto" the one for the devices of the mesh that is set.
 
     The mesh decides, not the host, so that a program can be compiled for devices that are not there (`jax.set_mesh`);
     without a mesh it is the default device. The choice is logged once. manual: the program is, or will be, inside
-    shard_map, so that a kernel need not be divided by the compiler.
+    shard_map, so that a kernel need not be divided by the compiler. like: the queries, [b, n, h, d], which "auto" has
+    to take; None: any.
 
     Raises:
       ValueError: for an unknown backend, or one that the platform lacks.
@@ -72,7 +87,7 @@ def resolve(backend: str, *, interpret: bool, manual: bool = False) -> str:
         raise ValueError(f"attention: backend is {backend!r}; expected one of {', '.join(BACKENDS)}.")
     platform, reason = _platform()
     if backend == "auto":
-        chosen = _AUTO.get("cuda" if platform == "gpu" else platform, "reference")
+        chosen = _automatic("cuda" if platform == "gpu" else platform, like)
         if chosen != "reference" and not manual and _divided():
             chosen, reason = "reference", f"{reason}, and a kernel cannot be divided outside shard_map"
         _say(f"attention: backend {chosen}, because {reason}")

@@ -1,4 +1,4 @@
-"""The block sizes of kernels: those measured on a device (tools/tune_attention.py), or the kernel's own."""
+"""What was measured on a device (tools/tune_attention.py): the block sizes of kernels, and which kernel is fastest."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
-# {device kind: {backend: {kernel: block sizes}}}; of bfloat16 and float16.
+# {device kind: {backend: {kernel: block sizes}, "fastest": backend}}; of bfloat16 and float16.
 TABLE = pathlib.Path(__file__).with_suffix(".json")
 
 Sizes = TypeVar("Sizes", bound=tuple)
 
 
 @functools.cache
-def table() -> Mapping[str, Mapping[str, Mapping[str, list[int]]]]:
+def table() -> Mapping[str, Mapping[str, Any]]:
     return json.loads(TABLE.read_text())
 
 
@@ -34,3 +34,8 @@ def tuned(backend: str, kernel: str, dtype: Any, default: Sizes) -> Sizes:
         return default
     found = table().get(device_kind(), {}).get(backend, {}).get(kernel)
     return default if found is None else type(default)(*found)
+
+
+def fastest() -> str | None:
+    """The backend that was the fastest on the device, with its sizes; None if the table does not say."""
+    return table().get(device_kind(), {}).get("fastest")
