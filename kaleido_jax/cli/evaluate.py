@@ -18,11 +18,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metric", action="append", default=[], metavar="NAME", help="one score, beside the suites'")
     parser.add_argument(
         "--encoder", action="append", default=[], metavar="ROLE=PATH",
-        help="weights for the role clip, dino, vbench-dino or clip-l14; ROLE=world needs no weights",
+        help="weights for clip, dino, vbench-dino, clip-l14, viclip, arcface or curricularface; =world needs none",
     )  # fmt: skip
     parser.add_argument(
         "--features", action="append", default=[], metavar="NAME=FOLDER",
         help="features that another program made, for arcface or curricularface: FOLDER/<case>.npz",
+    )  # fmt: skip
+    parser.add_argument(
+        "--faces", type=Path, metavar="FOLDER",
+        help="five points of each face, for the encoders arcface and curricularface: FOLDER/<case>.npz",
     )  # fmt: skip
     parser.add_argument(
         "--scores", action="append", default=[], type=Path, metavar="FILE",
@@ -70,8 +74,10 @@ def run(args: argparse.Namespace) -> int:
     tools = _tools(args, names)
     settings = {
         "run": str(args.run.resolve().name),
-        "encoders": {role: encoder.name for role, encoder in tools.encoders.items()},
+        "encoders": {role: encoder.name for role, encoder in {**tools.encoders, **tools.face_encoders}.items()}
+        | ({"viclip": tools.viclip.name} if tools.viclip else {}),
         "features": {name: folder.name for name, folder in tools.features.items()},
+        "faces": args.faces.name if args.faces else None,
         "aesthetic_head": args.aesthetic_head.name if args.aesthetic_head else None,
         "temporal_encoder": args.temporal_encoder,
         "undetected": tools.undetected,
@@ -113,28 +119,39 @@ def _names(args: argparse.Namespace) -> list[str]:
 
 def _tools(args: argparse.Namespace, names: list[str]):
     """The encoders that the scores need, loaded. Raises for paths and roles that are wrong, needed or not."""
-    from kaleido_jax.evaluation import encoders
+    from kaleido_jax.evaluation import encoders, faces
     from kaleido_jax.evaluation.evidence import Tools
     from kaleido_jax.evaluation.suites import METRICS
+    from kaleido_jax.evaluation.video_text import ROLE, VideoText
 
     sources = dict(_pair(word, "encoder", "ROLE=PATH") for word in args.encoder)
-    for role, source in [*sources.items(), (args.temporal_encoder, "world")]:
-        if role not in encoders.ROLES:
-            raise UsageError(unknown_name("role of an encoder", role, encoders.ROLES))
+    roles = (*encoders.ROLES, *faces.ROLES, ROLE)
+    for role, source in sources.items():
+        if role not in roles:
+            raise UsageError(unknown_name("role of an encoder", role, roles))
+        if source == "world" and role not in encoders.ROLES:
+            raise UsageError(f"--encoder is {role}=world; the world's own features are no {role}: give its weights.")
         if source != "world" and not Path(source).exists():
             raise InputError(f"{printable(source)}: there are no weights at this path; give a file or folder of them.")
+    if args.temporal_encoder not in encoders.ROLES:
+        raise UsageError(unknown_name("role of an encoder", args.temporal_encoder, encoders.ROLES))
+    if args.faces is not None and not args.faces.is_dir():
+        raise InputError(f"{printable(str(args.faces))}: there is no such folder of points of faces.")
     features = {}
     for word in args.features:
         name, folder = _pair(word, "features", "NAME=FOLDER")
-        if name not in ("arcface", "curricularface"):
-            raise UsageError(unknown_name("kind of features", name, ("arcface", "curricularface")))
+        if name not in faces.ROLES:
+            raise UsageError(unknown_name("kind of features", name, faces.ROLES))
         if not Path(folder).is_dir():
             raise InputError(f"{printable(folder)}: there is no such folder of features.")
         features[name] = Path(folder)
     needed = {need for name in names for need in METRICS[name].needs} | {args.temporal_encoder}
     loaded: dict[str, encoders.Encoder] = {}
+    face_encoders: dict[str, faces.FaceFeatures] = {}
     for role, source in sources.items():
-        if role in needed:
+        if role in faces.ROLES and f"faces:{role}" in needed:
+            face_encoders[role] = faces.FaceFeatures(source)
+        elif role in encoders.ROLES and role in needed:
             same = next((loaded[other] for other in loaded if sources[other] == source), None)
             loaded[role] = same or encoders.load_encoder(role, source)
     text = None
@@ -145,6 +162,8 @@ def _tools(args: argparse.Namespace, names: list[str]):
         head = encoders.load_head(args.aesthetic_head)
     return Tools(
         encoders=loaded, text=text, features=features, head=head, temporal_role=args.temporal_encoder,
+        face_encoders=face_encoders, faces=args.faces,
+        viclip=VideoText(sources[ROLE]) if ROLE in sources and ROLE in needed else None,
         world_detector=args.world_detector,
         present=args.present, over_references=args.over_references,
         # As OpenS2V's code: a frame in which nothing is found is left out.
@@ -182,8 +201,11 @@ def _table(document: dict) -> None:
         print(f"{name:26} not scored: {printable(reason)}")
     for case, reason in document["failed"].items():
         print(f"failed: {printable(case)}: {printable(reason)}; its scores are the worst there are")
-    for case, tokens in document["prompt_tokens_cut"].items():
-        print(f"prompt of {printable(case)}: CLIP did not read its last {tokens} tokens")
+    for case, reason in document["unreadable"].items():
+        print(f"unreadable: {printable(case)}: {printable(reason)} Scores that need it have no value for this case.")
+    for case, cut in document["prompt_tokens_cut"].items():
+        for encoder, tokens in cut.items():
+            print(f"prompt of {printable(case)}: {encoder} did not read its last {tokens} tokens")
 
 
 def _note(text: str) -> None:

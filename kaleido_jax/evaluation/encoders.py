@@ -105,7 +105,7 @@ def load_vision(path: str | Path) -> VisionFeatures:
     Raises:
       InputError, UsageError: there are no such weights, or they are damaged.
     """
-    weights = open_weights(_existing(path))
+    weights = open_weights(existing(path))
     try:
         tensors = {name: name for name in weights.tensors}
         document = config_beside(weights.path)
@@ -130,7 +130,7 @@ def load_vision(path: str | Path) -> VisionFeatures:
         weights.close()
     found = _from_torch(vision_params, lambda: VisionEncoder(config, nnx.Rngs(0)), read, config, layout)
     what = f"{config.family} {config.layers}x{config.dim}, patch {config.patch}, {config.image_size} px"
-    return VisionFeatures(config, found, f"{what}; {Path(path).name} sha256 {_digest(read)}")
+    return VisionFeatures(config, found, f"{what}; {Path(path).name} sha256 {digest(read)}")
 
 
 class ClipText:
@@ -145,7 +145,7 @@ class ClipText:
         Raises:
           InputError, UsageError: there are no such weights, or no tokenizer beside them.
         """
-        folder = Path(_existing(path))
+        folder = Path(existing(path))
         weights = open_weights(folder)
         try:
             names = [n for n in weights.tensors if n.startswith("text_model.") and not n.endswith("position_ids")]
@@ -172,8 +172,7 @@ class ClipText:
 
     def cut(self, prompt: str) -> int:
         """How many tokens of the prompt are not read."""
-        whole = self._tokenizer.encode([prompt], 1 + 4 * max(len(prompt), self.longest))
-        return max(int((whole[0] != self._tokenizer.end_id).sum()) + 1 - self.longest, 0)
+        return self._tokenizer.cut(prompt, self.longest)
 
 
 class WorldFeatures:
@@ -253,7 +252,8 @@ def _by_shape(pictures: Sequence[np.ndarray]) -> Iterable[list[int]]:
     return groups.values()
 
 
-def _existing(path: str | Path) -> str | Path:
+def existing(path: str | Path) -> str | Path:
+    """The path of weights. Raises InputError if nothing is there."""
     if "\0" in str(path) or not Path(path).exists():
         raise InputError(f"{printable(str(path))}: there are no weights at this path; give a file or folder of them.")
     return path
@@ -275,7 +275,7 @@ def _from_torch(params: Any, make: Callable[[], nnx.Module], tensors: dict[str, 
     return {name: np.asarray(x, np.float32) for name, x in found.items()}
 
 
-def _digest(tensors: dict[str, np.ndarray]) -> str:
+def digest(tensors: dict[str, np.ndarray]) -> str:
     """The first 12 digits of a SHA-256 over all tensors, by name."""
     total = hashlib.sha256()
     for name in sorted(tensors):
@@ -290,7 +290,7 @@ def load_head(path: Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
       InputError: there is no such file, or it holds no such weights.
     """
-    weights = open_weights(_existing(path))
+    weights = open_weights(existing(path))
     try:
         if set(weights.tensors) != {"weight", "bias"}:
             raise InputError(f"{printable(str(path))}: holds {sorted(weights.tensors)[:5]}; expected weight and bias.")

@@ -12,8 +12,10 @@ import numpy as np
 from kaleido_jax.errors import InputError, printable
 from kaleido_jax.evaluation.detection import world_masks
 from kaleido_jax.evaluation.encoders import ClipText, Encoder
+from kaleido_jax.evaluation.faces import FaceFeatures, read_points
 from kaleido_jax.evaluation.metrics.similarity import cosines
 from kaleido_jax.evaluation.runs import RunCase
+from kaleido_jax.evaluation.video_text import VideoText
 from kaleido_jax.evaluation.videos import Files, Shown
 from kaleido_jax.media.images import read_bytes
 from kaleido_jax.models.vision import Preprocessing
@@ -32,7 +34,9 @@ class Tools:
     """What a run is measured with.
 
     encoders: by role. text: CLIP's text tower, for CLIP-T. features: folders of features that other programs made, by
-    name: <case>.npz with `frames` [f, d] and `references` [r, d], and `seen` bool [f] where a face was found. head:
+    name: <case>.npz with `frames` [f, d] and `references` [r, d], and `seen` bool [f] where a face was found.
+    face_encoders, faces: networks by name in place of features, and the folder of the faces' points (`read_points`).
+    viclip: for VBench's overall consistency. head:
     (weight [1, d], bias [1]) of the aesthetic predictor. temporal_role: the encoder of temporal consistency.
     world_detector: whether cases of the procedural world without masks are searched for their subjects.
     present: similarity from which an instance is taken for a subject. undetected: what a frame counts without the
@@ -42,12 +46,21 @@ class Tools:
     encoders: Mapping[str, Encoder] = field(default_factory=dict)
     text: ClipText | None = None
     features: Mapping[str, Path] = field(default_factory=dict)
+    face_encoders: Mapping[str, FaceFeatures] = field(default_factory=dict)
+    faces: Path | None = None
+    viclip: VideoText | None = None
     head: tuple[np.ndarray, np.ndarray] | None = None
     temporal_role: str = "clip"
     world_detector: bool = False
     present: float = 0.5
     undetected: str = "zero"
     over_references: str = "mean"
+
+    def lacks_faces(self, name: str) -> str | None:
+        """What there must be for features of faces, or None if it is there."""
+        if name in self.features or (name in self.face_encoders and self.faces is not None):
+            return None
+        return f"there are no {name} features (--features {name}=FOLDER, or --encoder {name}=PATH with --faces FOLDER)"
 
 
 def cut_out(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -191,13 +204,38 @@ class Evidence:
             raise NotApplicable("the case has no prompt")
         return self.tools.text(self.case.prompt)
 
-    def foreign(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(frames `[f, d]`, seen bool `[f]`, references `[r, d]`) that another program has computed."""
-        return self._once(("foreign", name), lambda: self._foreign(name))
+    def faces(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(frames `[f, d]`, where a face is seen bool `[f]`, references `[r, d]`): features of faces by a network, or
+        that another program has computed."""
+        made = self._foreign if name in self.tools.features else self._faces
+        return self._once(("faces", name), lambda: made(name))
+
+    def _faces(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        lacking = self.tools.lacks_faces(name)
+        if lacking:
+            raise NotApplicable(lacking)
+        path = (self.tools.faces or Path()) / f"{self.case.id}.npz"
+        if not path.is_file():
+            raise NotApplicable(f"there is no {path.name} among the points of faces")
+        pictures = self._shown.references
+        frame_points, reference_points = read_points(path, len(self.video), len(pictures))
+        found = []
+        for shown, points in ((self.video, frame_points), (pictures, reference_points)):
+            seen = np.isfinite(points).all((1, 2))
+            there = [picture for picture, has in zip(shown, seen) if has]
+            rows = self.tools.face_encoders[name](there, points[seen]) if there else np.zeros((0, 1))
+            spread = np.zeros((len(seen), rows.shape[1]))
+            spread[seen] = rows
+            found.append((spread, seen))
+        (frames, seen), (references, known) = found
+        if pictures and not known.any():
+            raise NotApplicable("no reference shows a face")
+        references = references[known]
+        if not seen.any():
+            frames = np.zeros((len(frames), references.shape[1] if len(references) else 1))
+        return frames, seen, references
 
     def _foreign(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        if name not in self.tools.features:
-            raise NotApplicable(f"there are no {name} features (--features {name}=FOLDER)")
         path = self.tools.features[name] / f"{self.case.id}.npz"
         if not path.is_file():
             raise NotApplicable(f"there is no {path.name} among the {name} features")

@@ -84,11 +84,13 @@ def window(detail: int) -> int:
 
 
 class Artist:
-    """Draws templates of identities, keeping their sprites."""
+    """Draws templates of identities, keeping their sprites and the last templates."""
 
     def __init__(self, world: World):
         self._world = world
         self._sprite = lru_cache(maxsize=256)(self._draw)
+        self._coarse = lru_cache(maxsize=4)(self._templates)  # of a case: all candidates, and the subject alone
+        self._fine = lru_cache(maxsize=256)(self._templates)
 
     def _draw(self, identity: Identity, pose: Pose) -> Sprite:
         return self._world.painter_of(identity).sprite(identity, pose, fine=False)
@@ -102,6 +104,12 @@ class Artist:
         poses: Sequence[Pose] = POSES,
     ) -> Templates:
         """Every identity in every pose, mirrored or not, at every angle."""
+        make = self._fine if len(identities) == 1 and detail == FINE else self._coarse
+        return make(tuple(identities), detail, tuple(angles), tuple(poses))
+
+    def _templates(
+        self, identities: tuple[Identity, ...], detail: int, angles: tuple[float, ...], poses: tuple[Pose, ...]
+    ) -> Templates:
         side = window(detail)
         colours, opacities, rows = [], [], []
         for owner, identity in enumerate(identities):

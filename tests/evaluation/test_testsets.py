@@ -70,6 +70,13 @@ def test_a_set_of_ones_own_pictures_is_read_again(pictures, tmp_path, capsys):
     assert [job.out for job in jobs] == [case.video for case in run.cases]
     assert all(Path(file).is_file() for job in jobs for files in job.references for file in files)
     assert [len(job.references) for job in jobs] == [case.subjects for case in run.cases]
+    alone = tmp_path / "alone"
+    assert main(["testset", "anyid", "--out", str(alone), "--pictures", str(pictures), "--references", "1"]) == 0
+    one = read_run(alone)
+    assert [case.prompt for case in one.cases] == [case.prompt for case in run.cases]
+    assert {len(case.references) for case in one.cases} == {1, 2}  # the person, and the element where there is one
+    assert main(["testset", "anyid", "--out", str(tmp_path / "none"), "--references", "0"]) == 2
+    assert "--references is 0; it must be at least 1." in capsys.readouterr().err
     assert main(["testset", "anyid", "--out", str(out)]) == 2
     assert "is not empty; give another --out" in capsys.readouterr().err
 
@@ -83,6 +90,15 @@ def test_what_a_form_lacks_is_told(pictures, tmp_path, capsys):
         FORMS["kaleido"](Folder(pictures))
     with pytest.raises(InputError, match="holds no pictures as <category>/<subject>/<picture>"):
         Folder(pictures / "human" / "anna")
+
+
+def test_the_worlds_subjects_are_enough_for_kaleidos_form():
+    drafts = FORMS["kaleido"](Procedural(World(32)))
+    assert len(drafts) == len({draft.id for draft in drafts}) == 225 and all(draft.prompt for draft in drafts)
+    numbers = [subject.number for draft in drafts for subject in draft.subjects]
+    assert len(numbers) == len(set(numbers)) == 400  # no subject is in two cases
+    kinds = collections.Counter(subject.category for draft in drafts for subject in draft.subjects)
+    assert kinds == dict.fromkeys(("human", "animal", "cartoon", "object"), 100)
 
 
 def test_the_worlds_subjects_are_held_out(tmp_path):

@@ -55,9 +55,9 @@ class Preprocessing:
         return cls(shorter_side=256, crop=224, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
     @classmethod
-    def vbench_clip(cls) -> Preprocessing:
-        """What VBench's background consistency gives CLIP ViT-B/32."""
-        return dataclasses.replace(cls.clip(), antialias=False)
+    def vbench_clip(cls, size: int = 224) -> Preprocessing:
+        """What VBench's background consistency gives CLIP ViT-B/32, and its overall consistency ViCLIP."""
+        return dataclasses.replace(cls.clip(size), antialias=False)
 
     @classmethod
     def vbench_dino(cls) -> Preprocessing:

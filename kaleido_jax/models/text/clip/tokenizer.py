@@ -61,6 +61,10 @@ class CLIPTokenizer:
             ids[row, : len(body) + 1] = [self.start_id, *body]
         return ids
 
+    def cut(self, text: str, length: int) -> int:
+        """How many tokens of a text `encode` leaves out."""
+        return max(len(self._tokenizer.encode(text, add_special_tokens=False).ids) + 2 - length, 0)
+
 
 def _tokenizer(model: tokenizers.models.BPE) -> tokenizers.Tokenizer:
     tokenizer = tokenizers.Tokenizer(model)
