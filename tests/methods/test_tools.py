@@ -76,3 +76,59 @@ def test_what_the_parts_of_contextanyone_cost(tool, tmp_path):
     # Emphasize-Attention projects every token four times.
     assert cost[tool.EMPHASIS][0] - cost[tool.LATENT][0] == 4 * 4 * 2 * 18 * 12 * 12
     assert cost[tool.PHANTOM][0] < cost[tool.ADAPTER][0] < 2 * cost[tool.PHANTOM][0]
+
+
+def test_describers_on_known_changes(tool):
+    """Of 10 motions and 17 places: the truth in one call; words in two stages miss more the lower gamma is."""
+    tool = tool("describers")
+    pairs = tool.known_pairs()
+    assert len(pairs) == 10 * 10 + 17 * 17
+    scores = {name: tool.score(find, pairs) for name, find in tool.by_truth().items()}
+    assert scores.pop("truth, one call") == (90 + 272, 90 + 272, 0, 0, len(pairs))
+    found = [score[0] for score in scores.values()]
+    assert found == sorted(found) and found[0] < found[-1] == 90 + 272  # by rising gamma
+    assert all(score[2] == 0 for score in scores.values())
+
+    def refuses(pair):
+        raise tool.InputError("nonsense")
+
+    assert tool.score(refuses, pairs[:3]) == (0, 2, 0, 3, 3)
+    rows = tool.table({"a | b": refuses}, pairs[:1])
+    assert rows.splitlines()[-1].endswith("| 0 of 0 | 0 in 1 pairs | 1 |")
+
+    class Blind:
+        """Says the same of every clip."""
+
+        def describe(self, shown, elements):
+            assert shown.shape == (2, 32, 32, 3)
+            return dict.fromkeys(elements, "something")
+
+        def differences(self, reference, target, elements):
+            return dict.fromkeys(elements, "something")
+
+        def similarity(self, element, one, other):
+            return float(one == other)
+
+    ways = tool.by_model(Blind(), World(32, 2, photographs=False))
+    assert [tool.score(find, pairs[:2])[:3] for find in ways.values()] == [(1, 1, 3), (0, 1, 0), (0, 1, 0)]
+    assert tool.main(["--pairs", "2", "--describer", "nowhere"]) == 2
+
+
+def test_leaks_into_the_first_frame(tool):
+    """The real videos of other motions and places hold no reference; one that begins with a reference is found."""
+    tool = tool("leaks")
+    world = World(32, 3, photographs=False)
+    groups = [tool.draw_group(world, seed, "heldout", most=2, clip=3) for seed in range(4)]
+
+    def pasted(group, prompt):
+        assert prompt.startswith("the subject")
+        video = group.video.copy()
+        video[0] = group.references[-1][0]
+        return video
+
+    real = tool.measured(lambda group, prompt: group.video, groups)
+    leaked = tool.measured(pasted, groups)
+    assert all(one.leaked for one in leaked) and not all(one.leaked for one in real)
+    cells = tool.row("a", "concat-after", leaked).split("|")
+    assert "4 of 4" in cells[3] and float(cells[4]) == 1.0 > float(cells[5])
+    assert tool.main(["no-such-model", "--cases", "1"]) != 0
