@@ -1,4 +1,4 @@
-"""`kaleido curate CONFIG`: make training data of a folder of videos. `kaleido curate audit`: a page to vote on."""
+"""`kaleido curate CONFIG`: make training data of a folder of videos. `kaleido curate audit`: people check it."""
 
 import argparse
 
@@ -9,7 +9,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "task",
         metavar="CONFIG|audit",
         help="a Python file with a function config(), such as configs/curation_classical.py; or the word audit, for a "
-        "page of random subjects of --output, to be voted right or wrong",
+        "page of random subjects of --output, to be voted right or wrong, and with --votes for what was said",
     )
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="fields of the config to change")
     parser.add_argument("--input", metavar="FOLDER", help="what the config's reader reads")
@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--count", type=int, default=100, help="subjects on audit's page")
     parser.add_argument("--seed", type=int, default=0, help="of audit's choice")
+    parser.add_argument("--votes", metavar="FILE", help="what audit's page saved: print shares with intervals and bars")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,9 +39,12 @@ def run(args: argparse.Namespace) -> int:
 
     output = Path(args.output)
     if args.task == "audit":
-        from kaleido_jax.curation.report import write_audit
+        from kaleido_jax.curation.audit import read_votes, write_page
 
-        print(write_audit(output, args.count, args.seed))
+        if args.votes is None:
+            print(write_page(output, args.count, args.seed))
+        else:
+            print(*read_votes(output, Path(args.votes)), sep="\n")
         return 0
     settings = config.load(args.task)
     if not isinstance(settings, Curation):

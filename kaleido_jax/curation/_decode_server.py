@@ -43,22 +43,58 @@ def opened(job: dict):
     """The container and its first picture track, within the limits of the job."""
     limits = job["limits"]
     # The demuxer is named and no protocol is allowed, so that the file cannot make the library open another one.
-    with (
-        open(job["path"], "rb") as file,
-        av.open(file, mode="r", format=job["demuxer"], options={"protocol_whitelist": "none"}) as container,
-    ):
-        if not container.streams.video:
-            raise Refused("no pictures")
-        stream = container.streams.video[0]
-        context = stream.codec_context
-        if context.name not in job["codecs"]:
-            raise Refused("unknown codec")
-        if max(context.width, context.height) > limits["side"]:
-            raise Refused("too large")
-        if float(container.duration or 0) / av.time_base > limits["seconds"]:
-            raise Refused("too long")
-        stream.thread_type = "NONE"
-        yield container, stream
+    with open(job["path"], "rb") as file:
+        check_whole(file, job["demuxer"])
+        with av.open(file, mode="r", format=job["demuxer"], options={"protocol_whitelist": "none"}) as container:
+            if not container.streams.video:
+                raise Refused("no pictures")
+            stream = container.streams.video[0]
+            context = stream.codec_context
+            if context.name not in job["codecs"]:
+                raise Refused("unknown codec")
+            if max(context.width, context.height) > limits["side"]:
+                raise Refused("too large")
+            if float(container.duration or 0) / av.time_base > limits["seconds"]:
+                raise Refused("too long")
+            stream.thread_type = "NONE"
+            yield container, stream
+
+
+def check_whole(file, demuxer: str) -> None:
+    """Refused for a file that ends before it says so itself, by the sizes of its outermost parts.
+
+    The demuxers read what is there and then behave as at the end of a whole file.
+    """
+    size = os.fstat(file.fileno()).st_size
+    position = 0
+    while position < size:
+        file.seek(position)
+        length = (mp4_box if demuxer == "mov" else ebml_element)(file.read(16))
+        if length is None:  # not told: up to the end
+            break
+        position += length
+    file.seek(0)
+    if position > size:
+        raise Refused("cut off")
+
+
+def mp4_box(head: bytes) -> int | None:
+    """Bytes of the box that begins so (ISO/IEC 14496-12, 4.2); None where it goes on to the end, or is none."""
+    length = int.from_bytes(head[:4], "big")
+    if length == 1:
+        length = int.from_bytes(head[8:16], "big")
+    return length if length >= 8 and head[4:8].isalnum() else None
+
+
+def ebml_element(head: bytes) -> int | None:
+    """Bytes of the element that begins so (RFC 8794, 4); None where it goes on to the end, or is none."""
+    name = 9 - head[0].bit_length()
+    if name > 4 or len(head) <= name or not head[name]:
+        return None
+    width = 9 - head[name].bit_length()
+    length = int.from_bytes(head[name : name + width], "big") & ~(1 << (7 * width))
+    unknown = length == (1 << (7 * width)) - 1
+    return None if unknown else name + width + length
 
 
 def timed_frames(container, stream, job: dict):

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from kaleido_jax.curation.encoding import ENVIRONMENT
 from kaleido_jax.media.clips import CODECS
 from kaleido_jax.media.images import file_kind
 
@@ -130,14 +131,14 @@ class Decoder:
     def _started(self) -> subprocess.Popen:
         if self._server is None or self._server.poll() is not None:
             self.close()
-            # -P keeps this folder off the module path; one thread, because the process forks.
+            # -P keeps this folder off the module path.
             self._server = subprocess.Popen(
                 [sys.executable, "-P", str(_SERVER)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 bufsize=0,
-                env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+                env={**os.environ, **ENVIRONMENT},
             )
             atexit.register(self.close)
         return self._server

@@ -1,6 +1,6 @@
-"""A page that shows what a curation kept and dropped, and why; and a page of random samples for right-or-wrong votes.
+"""A page that shows what a curation kept and dropped, and why.
 
-Both are single HTML files that hold their pictures, work offline, and are the same bytes for the same data.
+It is a single HTML file that holds its pictures, works offline, and is the same bytes for the same data.
 """
 
 import base64
@@ -94,60 +94,12 @@ def write_report(output: Path) -> Path:
             parts += [f"<h2>Dropped: {html.escape(stage)}</h2>", '<div class="row">']
             parts += [_dropped_figure(store, row) for row in chosen] + ["</div>"]
     path = output / "report.html"
-    write_bytes(path, _page("Curation", "\n".join(parts)).encode())
+    write_bytes(path, page("Curation", "\n".join(parts)).encode())
     return path
 
 
-def write_audit(output: Path, count: int, seed: int) -> Path:
-    """Writes audit.html: `count` random kept subjects with their reference, to be voted right or wrong.
-
-    The page counts votes as they are given, with 95 % Wilson intervals, and saves them as JSON. Kaleido's bars are 92 %
-    for the category filter and 95 % for faces (section 3.2).
-    """
-    dataset = output / "dataset"
-    if not dataset.is_dir():
-        raise InputError(f"{output}: holds no data set; give the output folder of a finished kaleido curate.")
-    source = stored_source(dataset, SPLITS[0])
-    order = sorted(range(len(source)), key=lambda number: fraction("audit", seed, number))
-    cards, asked = [], []
-    for number in order:
-        sample = source[number]
-        for place, (phrase, category) in enumerate(zip(sample["phrases"], sample["categories"])):
-            if len(asked) >= count:
-                break
-            identifier = f"{sample['id'].decode()}-{place}"
-            asked.append(identifier)
-            cards.append(
-                f'<figure data-id="{identifier}">{_image(pictures.from_png(sample["references"][place]))}'
-                f"<figcaption><b>{html.escape(category.decode())}</b> &ldquo;{html.escape(phrase.decode())}&rdquo;<br>"
-                f"{html.escape(sample['caption'].decode()[:120])}<br>"
-                '<button data-v="1">right</button> <button data-v="0">wrong</button></figcaption></figure>'
-            )
-    body = (
-        "<h1>Is it what it is called, and whole?</h1><p id='r'>No vote yet.</p>"
-        "<p><button id='s'>Save votes</button></p><div class='row'>" + "\n".join(cards) + "</div>"
-        f"<script>{_VOTES}</script>"
-    )
-    path = output / "audit.html"
-    write_bytes(path, _page("Audit", body).encode())
-    return path
-
-
-_VOTES = """
-const votes={},out=document.getElementById('r');
-function wilson(k,n){const z=1.96,p=k/n,d=1+z*z/n,c=(p+z*z/(2*n))/d;
-const h=z*Math.sqrt(p*(1-p)/n+z*z/(4*n*n))/d;return [c-h,c+h]}
-document.querySelectorAll('figure button').forEach(b=>b.onclick=()=>{const f=b.closest('figure');
-votes[f.dataset.id]=+b.dataset.v;f.querySelectorAll('button').forEach(o=>o.classList.toggle('on',o===b));
-const v=Object.values(votes),k=v.reduce((a,x)=>a+x,0),n=v.length,[l,h]=wilson(k,n);
-const c=x=>(100*x).toFixed(1);
-out.textContent=`${k} of ${n} right: ${c(k/n)} % (95 % interval ${c(l)} to ${c(h)} %)`});
-document.getElementById('s').onclick=()=>{const a=document.createElement('a');a.download='votes.json';
-a.href=URL.createObjectURL(new Blob([JSON.stringify(votes)],{type:'application/json'}));a.click()};
-"""
-
-
-def _page(title: str, body: str) -> str:
+def page(title: str, body: str) -> str:
+    """A whole HTML page in the reports' style."""
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
         f"<style>{_STYLE}</style><body>{body}</body></html>\n"
@@ -191,7 +143,7 @@ def _kept_figures(dataset: Path) -> list[str]:
         sample = source[number]
         for content, kind in zip(sample["references"], sample["reference_kinds"]):
             text = f"<b>{html.escape(kind.decode())}</b> {html.escape(sample['caption'].decode()[:90])}"
-            figures.append(f"<figure>{_image(pictures.from_png(content))}<figcaption>{text}</figcaption></figure>")
+            figures.append(f"<figure>{image_tag(pictures.from_png(content))}<figcaption>{text}</figcaption></figure>")
     return figures
 
 
@@ -201,10 +153,11 @@ def _dropped_figure(store: Store, row: Mapping[str, Any]) -> str:
     facts += [f"{name.removeprefix('score_')} {row[name]:.3g}" for name in HISTOGRAMS if row[name] is not None]
     words = "<br>".join(html.escape(fact) for fact in facts if fact)
     picture = store.thumbnail(row["clip"]) if row["clip"] else None
-    return f"<figure>{_image(picture) if picture is not None else ''}<figcaption>{words}</figcaption></figure>"
+    return f"<figure>{image_tag(picture) if picture is not None else ''}<figcaption>{words}</figcaption></figure>"
 
 
-def _image(picture: np.ndarray) -> str:
+def image_tag(picture: np.ndarray) -> str:
+    """The picture, uint8 [h, w, 3], made small and put into an HTML tag."""
     image = Image.fromarray(np.ascontiguousarray(picture))
     image.thumbnail((300, 240))
     buffer = io.BytesIO()

@@ -7,7 +7,6 @@ processes that do the same work write the same file.
 import io
 import json
 import os
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -18,11 +17,11 @@ import numpy as np
 from PIL import Image
 
 from kaleido_jax.curation import pictures
+from kaleido_jax.curation.encoding import encoder
 from kaleido_jax.curation.records import Candidate, Clip, Source
 from kaleido_jax.curation.stages import Shots
 from kaleido_jax.errors import StorageError
 from kaleido_jax.media.storage import written_whole
-from kaleido_jax.media.video import write_mp4
 
 THUMBNAIL = 160  # pixels of the longer side
 
@@ -60,9 +59,7 @@ class Store:
             small.thumbnail((THUMBNAIL, THUMBNAIL))
             members["thumbnail.png"] = pictures.png(np.asarray(small))
         if clip.dropped is None and clip.kept:
-            with tempfile.TemporaryDirectory() as folder:
-                write_mp4(Path(folder, "video.mp4"), clip.frames, round(fps), quality)
-                members["video.mp4"] = Path(folder, "video.mp4").read_bytes()
+            members["video.mp4"] = encoder().mp4(clip.frames, round(fps), quality)
             for number, frame in enumerate(clip.key_frames):
                 members[f"key-{number}.png"] = pictures.png(frame)
             for one in clip.kept:

@@ -12,10 +12,10 @@ from kaleido_jax.curation.decoding import Decoder, Limits, Undecodable
 RATE = 8
 
 
-def encode(count=12, height=32, width=48, *, times=None, pixel_format="yuv420p", audio=False) -> bytes:
+def encode(count=12, height=32, width=48, *, times=None, pixel_format="yuv420p", audio=False, container="mp4") -> bytes:
     """Frame i is of one grey, 20 i; `times` in eighths of a second, for a variable rate."""
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as container:
+    buffer, kind = io.BytesIO(), container
+    with av.open(buffer, "w", format=kind) as container:
         if audio:
             stream = container.add_stream("aac", rate=8000)
             for number in range(4):
@@ -72,15 +72,22 @@ def test_ten_bits_size_and_crop(decoder, tmp_path):
     assert frames.shape == (5, 16, 20, 3) and levels(frames) == list(range(5))
 
 
+def test_matroska_is_read_whole(decoder, tmp_path):
+    (tmp_path / "a.mkv").write_bytes(encode(container="matroska"))
+    assert levels(decoder.scan(tmp_path / "a.mkv").frames) == list(range(12))
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (lambda: encode()[:1200], "no frame|damaged|no pictures"),
+        (lambda: encode()[:1200], "cut off"),
+        (lambda: encode()[:-1], "cut off"),
+        (lambda: encode(container="matroska")[:-40], "cut off"),
         (lambda: encode(audio=True), "no pictures"),
         (lambda: b"", "empty"),
         (lambda: b"MZ" + bytes(100), "not a video"),
         (lambda: b"#EXTM3U\nhttp://127.0.0.1/a.ts\n" + bytes(40), "not a video"),
-        (lambda: encode()[:40] + bytes(2000), "damaged|no pictures|no frame"),
+        (lambda: encode()[:40] + bytes(2000), "damaged"),
         (lambda: encode(4, 80, 128), "too large"),
         (lambda: encode(4, times=[0, 80, 160, 240]), "too long"),
         (lambda: encode(110, times=list(range(110))), "too many frames"),

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kaleido_jax.curation import rle, writers
+from kaleido_jax.curation import audit, rle, writers
+from kaleido_jax.curation.audit import Result, read_votes, write_page
 from kaleido_jax.curation.engine import curate
 from kaleido_jax.curation.readers import READERS, read, tables
-from kaleido_jax.curation.report import funnel, write_audit, write_report
+from kaleido_jax.curation.report import funnel, write_report
 from kaleido_jax.errors import InputError, UsageError
+from kaleido_jax.evaluation.intervals import Share
 from tests.curation.scenery import FPS, FRAMES, SIZE, tiny, write_balls
 
 # An ellipse as pycocotools 2.0.11 encodes it.
@@ -158,14 +160,40 @@ def test_a_reader_that_does_not_exist(tmp_path):
 
 def test_report_and_votes(curated):
     text = write_report(curated / "out").read_text()
-    assert (
-        "4 candidates, 3 kept (75.0 %)" in text
-        and "Dropped: decoding" in text
-        and ("no frame 1" in text or "damaged 1" in text)
-    )
+    assert "4 candidates, 3 kept (75.0 %)" in text and "Dropped: decoding" in text and "cut off 1" in text
     assert text == (curated / "out" / "report.html").read_text()
-    page = write_audit(curated / "out", 2, 0).read_text()
-    assert page.count("<figure") == 2 and "<b>ball</b>" in page
+    page = write_page(curated / "out", 2, 0).read_text()
+    assert page.count("<figure") == 2 and "<b>ball</b>" in page and "face:" not in page  # a ball has none
     assert funnel(
         [{"kept": False, "stage": "b", "reason": "x"}, {"kept": True, "stage": "", "reason": ""}], ("a", "b", "c")
     ) == [("a", 2, {}), ("b", 2, {"x": 1}), ("c", 1, {})]
+
+
+def test_votes_are_read_back_with_intervals_and_bars(curated, tmp_path):
+    page = write_page(curated / "out", 3, 0).read_text()
+    names = re.findall(r'data-id="([^"]+)"', page)
+    assert len(names) == 3 and all(name.endswith("/category") for name in names)
+    votes = tmp_path / "votes.json"
+    votes.write_text(json.dumps(dict(zip(names, (1, 1, 0)))))
+    (result,) = read_votes(curated / "out", votes)
+    assert (result.share.right, result.share.total, result.bar) == (2, 3, 0.92)
+    assert "2 of 3" in str(result) and "92 % is undecided" in str(result)
+    for text, said in (
+        ("{}", "holds no votes"), ("[", "cannot be read"), ('{"x/category": 1}', "no subject"),
+        (json.dumps({names[0]: 2}), "must be 1"), (json.dumps({names[0].replace("category", "face"): 1}), "no subject"),
+    ):  # fmt: skip
+        votes.write_text(text)
+        with pytest.raises(InputError, match=said):
+            read_votes(curated / "out", votes)
+    # 100 of 100 have the interval 96.3 to 100 %, 40 of 50 66.9 to 88.8 %.
+    verdict = lambda right, total: Result(question="category", share=Share(right, total), bar=0.92).verdict
+    assert verdict(100, 100) == "met" and verdict(40, 50) == "missed" and verdict(93, 100).startswith("undecided")
+
+
+def test_people_are_asked_for_their_face_and_drawn_ones_are_not(monkeypatch, tmp_path):
+    sample = lambda caption: {"id": b"a", "caption": caption, "categories": [b"woman", b"dog"]}
+    both = [sample(b"a woman and a dog"), sample(b"a cartoon woman and a dog")]
+    monkeypatch.setattr(audit, "stored_source", lambda *_: both)
+    assert [questions for _, _, questions, _ in audit.asked(tmp_path)] == [
+        ("category", "face"), ("category",), ("category",), ("category",)
+    ]  # fmt: skip
