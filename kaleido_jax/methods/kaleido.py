@@ -6,13 +6,15 @@ video's time and modulation, reads the text, takes part in full bidirectional at
 
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 
 from kaleido_jax import masks
+from kaleido_jax.errors import UsageError
 from kaleido_jax.layout import Contents, Grid, Segment, TokenLayout, patchify
 from kaleido_jax.methods.method import Condition, Method, contents, make_table, one_text, segment_times
+from kaleido_jax.methods.tracking import ReferenceTracking
 from kaleido_jax.table import TokenTable
 from kaleido_jax.typing import AnyArray, Array, Float, Int
 
@@ -81,6 +83,8 @@ class Kaleido(Method):
     reference_time: the time that references are modulated by: the "video"'s (released) or "zero", as what is clean.
     rule: who reads whom; "unidirectional" keeps references from reading the video.
     references_read_text: as released. A reference that reads no text is the same for every prompt.
+    tracking: above 0, sampling tracks points (`methods.tracking`): a video token reads the reference's point that is
+        most like it, where their cosine is above this. Ours, and nothing is trained for it.
     """
 
     name: ClassVar[str] = "kaleido"
@@ -89,9 +93,19 @@ class Kaleido(Method):
     reference_time: Literal["video", "zero"] = "video"
     rule: Literal["bidirectional", "unidirectional", "separate-references", "separate-subjects"] = "bidirectional"
     references_read_text: bool = True
+    tracking: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.tracking <= 1:
+            raise UsageError(f"kaleido's tracking is {self.tracking}; it must be a cosine above 0, or 0 for none.")
+        if self.tracking and self.scheme == CHANNELS:
+            raise UsageError("kaleido's tracking reads tokens of references, and channel-concat has none.")
 
     @property
     def pinned(self) -> bool:
+        if self.tracking:  # the references' outputs are looked at in every pass
+            return False
         return self.reference_time == "zero" and self.rule == "unidirectional" and self.scheme != CHANNELS
 
     def layout(self, video: Grid, references: Sequence[Grid], *, texts: Sequence[int]) -> TokenLayout:
@@ -126,6 +140,14 @@ class Kaleido(Method):
             there = (jnp.asarray(condition.reference_frames)[:, i] > 0)[:, None, None, None, None]
             pieces.append(jnp.broadcast_to(jnp.where(there, reference[:, :1], 0.0), video.shape))
         return patchify(jnp.concatenate(pieces, axis=4), patch)
+
+    def sampling_hook(self, network: Any, layout: TokenLayout, batch: int) -> dict[str, Any]:
+        if not self.tracking or not any(segment.kind == "reference" for segment in layout.segments):
+            return {}
+        if not hasattr(network, "config"):
+            raise UsageError("kaleido's tracking compares all tokens with each other; its mesh must not divide them.")
+        attend = ReferenceTracking.start(layout, self.tracking, network.config.layers, batch)
+        return {"attend": attend, "remat": False}  # sums in place cannot be made again
 
     def in_channels(self, channels: int, slots: int) -> int:
         return channels * (1 + slots) if self.scheme == CHANNELS else channels

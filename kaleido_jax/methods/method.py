@@ -6,7 +6,7 @@ no method by name: they call the functions below with one.
 
 import abc
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from kaleido_jax.table import TokenTable
 from kaleido_jax.tree import pytree
 from kaleido_jax.typing import AnyArray, Array, Float, Int
 
-# network(tokens, table, text, *, layout, image) -> velocity of the target segments' tokens.
+# network(tokens, table, text, *, layout, image) -> velocity of the target segments' tokens; image is left out if None.
 Network: TypeAlias = Callable[..., Array]
 
 # Latents [b, f, h, w, z] as pixels, not clipped.
@@ -138,6 +138,10 @@ class Method(abc.ABC):
         """Latent channels that the network reads, for latents of so many channels and so many reference slots."""
         return channels
 
+    def sampling_hook(self, network: Any, layout: TokenLayout, batch: int) -> dict[str, Any]:
+        """What else the network is called with in sampling, such as another attention. Nothing by default."""
+        return {}
+
     def guidance(self, scale: float) -> guidance.Guidance:
         """How branches are combined in sampling: by default text alone is guided, with the references in both."""
         return guidance.text_guidance(scale)
@@ -165,7 +169,31 @@ def losses(
     emphasis: Float[Array, "b n"] | None = None,
     decode: Decode | None = None,
 ) -> Float[Array, "b"]:
-    """The flow-matching loss of each sample.
+    """The flow-matching loss of each sample: the sum of its `loss_parts`, of which the arguments are."""
+    fixed = {"layout": layout, "patch": patch, "emphasis": emphasis, "decode": decode}
+    return total_of(loss_parts(method, network, clean, noise, times, condition, **fixed))
+
+
+def total_of(parts: Mapping[str, Float[Array, "b"]]) -> Float[Array, "b"]:
+    """The sum of what each kind of segment adds to the loss."""
+    first, *others = parts.values()
+    return sum(others, first)
+
+
+def loss_parts(
+    method: Method,
+    network: Network,
+    clean: Float[Array, "b f h w z"],
+    noise: Float[Array, "b f h w z"],
+    times: Float[Array, "b draws"],
+    condition: Condition,
+    *,
+    layout: TokenLayout,
+    patch: Grid,
+    emphasis: Float[Array, "b n"] | None = None,
+    decode: Decode | None = None,
+) -> dict[str, Float[Array, "b"]]:
+    """What each kind of segment, and decoded "pixels", add to the flow-matching loss of each sample.
 
     A segment's loss is the mean over its own tokens that are present; the method's weight is applied after that.
 
@@ -177,7 +205,9 @@ def losses(
     level = method.levels(layout, times)[:, :, None, None, None]
     table = method.table(layout, times, condition)
     tokens = method.tokens(flow.add_noise(clean, noise, level), condition, patch)
-    out = network(tokens, table, condition.text, layout=layout, image=method.image(condition, patch))
+    image = method.image(condition, patch)
+    given = {} if image is None else {"image": image}
+    out = network(tokens, table, condition.text, layout=layout, **given)
     target = method.targets(flow.velocity_target(clean, noise), condition, patch)
     counted = [i for i, segment in enumerate(layout.select("visual")) if segment.target]
     places = [layout.indices("visual")[i] for i in counted]
@@ -185,7 +215,7 @@ def losses(
         others = target.shape[1] - emphasis.shape[1]
         emphasis = jnp.pad(emphasis, ((0, 0), (others, 0)), constant_values=1.0)
     out = out.astype(jnp.float32)
-    loss = flow.segment_loss(
+    own = flow.segment_loss(
         out,
         target,
         tokens=[layout.segments[i].tokens for i in places],
@@ -193,10 +223,14 @@ def losses(
         weights=jnp.stack([table.loss_weights[:, i] for i in counted], axis=1),
         emphasis=emphasis,
     )
-    if not method.decodes:
-        return loss
-    assert decode is not None, "this method's loss is on pixels: give decode"
-    return loss + method.decoded_loss(out, condition, layout=layout, patch=patch, decode=decode)
+    parts: dict[str, Array] = {}
+    for column, place in enumerate(places):
+        kind, loss = layout.segments[place].kind, own[:, column]
+        parts[kind] = parts[kind] + loss if kind in parts else loss
+    if method.decodes:
+        assert decode is not None, "this method's loss is on pixels: give decode"
+        parts["pixels"] = method.decoded_loss(out, condition, layout=layout, patch=patch, decode=decode)
+    return parts
 
 
 def velocity(
@@ -212,7 +246,10 @@ def velocity(
     """The velocity of the video x at these times."""
     table = method.table(layout, times, condition)
     tokens = method.tokens(x, condition, patch)
-    out = network(tokens, table, condition.text, layout=layout, image=method.image(condition, patch))
+    image = method.image(condition, patch)
+    given = {} if image is None else {"image": image}
+    given |= method.sampling_hook(network, layout, x.shape[0])
+    out = network(tokens, table, condition.text, layout=layout, **given)
     grid = tuple(int(size) // step for size, step in zip(x.shape[1:4], patch))
     return unpatchify(out[:, out.shape[1] - grid[0] * grid[1] * grid[2] :], grid, patch)
 
