@@ -148,12 +148,16 @@ class ImageEmbedding(nnx.Module):
 
     def __init__(self, config: WanConfig, rngs: nnx.Rngs):
         assert config.image_dim is not None
+        positions = config.image_positions
+        self.positions = nnx.Param(jnp.zeros((positions, config.image_dim))) if positions else None
         # The released networks keep PyTorch's default eps here, whatever the blocks' is.
         self.norm_in = LayerNorm(config.image_dim, eps=1e-5)
         self.mlp = MLP(config.image_dim, config.image_dim, config.dim, rngs, activation=_exact_gelu)
         self.norm_out = LayerNorm(config.dim, eps=1e-5)
 
     def __call__(self, image: Float[Array, "b p i"]) -> Float[Array, "b p c"]:
+        if self.positions is not None:
+            image = image + self.positions[...].astype(image.dtype)[None]
         return self.norm_out(self.mlp(self.norm_in(image)))
 
 
@@ -178,12 +182,13 @@ class WanTransformer(nnx.Module):
     """Velocity of video tokens, given text, and any other segments (references) that the layout holds beside them."""
 
     def __init__(self, config: WanConfig, rngs: nnx.Rngs):
-        # Wan draws these with a deviation of 0.02, which its widths of thousands make right. At a width of a hundred,
-        # text would come out a hundred times too small, and training would learn to do without it.
-        fan_in = nnx.initializers.lecun_normal()
+        # Wan draws both embeddings with a deviation of 0.02, which its widths of thousands make right for text. At a
+        # width of a hundred, text would come out a hundred times too small, and training would learn to do without it.
+        # Time stays small: the blocks' gates then begin near those of `modulation`, whatever the time.
+        fan_in, small = nnx.initializers.lecun_normal(), nnx.initializers.normal(0.02)
         self.patch_embedding = Linear(math.prod(config.patch) * config.in_channels, config.dim, rngs)
         self.text_embedding = MLP(config.text_dim, config.dim, config.dim, rngs, activation=_gelu, init=fan_in)
-        self.time_embedding = MLP(config.freq_dim, config.dim, config.dim, rngs, activation=jax.nn.silu, init=fan_in)
+        self.time_embedding = MLP(config.freq_dim, config.dim, config.dim, rngs, activation=jax.nn.silu, init=small)
         self.time_projection = Linear(config.dim, 6 * config.dim, rngs)
         self.image_embedding = ImageEmbedding(config, rngs) if config.image_dim is not None else None
         self.blocks = stack(lambda rngs: Block(config, rngs), config.layers, rngs)
@@ -273,3 +278,6 @@ class WanTransformer(nnx.Module):
                 if image is None
                 else "image was given, but this config has no image branch (image_dim is None)."
             )
+        positions = self.config.image_positions
+        if image is not None and positions not in (None, image.shape[1]):
+            raise ValueError(f"image has {image.shape[1]} tokens; expected {positions}, as many as have positions.")
