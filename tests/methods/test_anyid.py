@@ -91,7 +91,7 @@ def test_only_the_videos_tokens_are_in_the_loss():
     answer = jnp.asarray(random.normal(size=(2, 12, 12)), jnp.float32)
     seen = {}
 
-    def network(tokens, table, text, *, layout, image):
+    def network(tokens, table, text, *, layout, image=None):
         seen["tokens"] = tokens
         return answer
 

@@ -141,7 +141,7 @@ def test_the_gradient_of_both_losses(on):
     fixed = {"layout": LAYOUT, "patch": PATCH, "decode": lambda z: z @ jnp.asarray(decoder, jnp.float32)}
 
     def loss(out):
-        network = lambda tokens, table, text, *, layout, image: out
+        network = lambda tokens, table, text, *, layout, image=None: out
         return losses(method, network, clean, noise, jnp.full((1, 1), 0.4), given, **fixed)[0]
 
     out = draw(1, 18, 12, seed=9)

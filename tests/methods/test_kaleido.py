@@ -196,7 +196,7 @@ def test_the_loss_is_the_mean_over_the_videos_tokens(network):
     given = condition(pictures, [[1, 1], [1, 0]], [4, 2], text)
     noise, times = inputs(0, 2, seed=1)[0], jnp.asarray([[0.3], [0.9]])
     method, bucket = Kaleido(), layout(2)
-    run = lambda tokens, table, text, *, layout, image: network(tokens, table, text, layout)
+    run = lambda tokens, table, text, *, layout, image=None: network(tokens, table, text, layout)
     loss = losses(method, run, video, noise, times, given, layout=bucket, patch=CONFIG.patch)
     noisy = (1 - times[:, :, None, None, None]) * video + times[:, :, None, None, None] * noise
     out = run(
