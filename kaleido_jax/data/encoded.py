@@ -87,6 +87,10 @@ class EncodedData:
                 self._give_up_on(candidate, error)
         raise InputError(f"{self.folder}: no record of the shape of {printable(self.identities[index])} can be read")
 
+    def name(self, index: int) -> str:
+        """What the sample was called where it was encoded from."""
+        return self.identities[index]
+
     def _instead_of(self, index: int) -> Iterator[int]:
         """The record, then those of its shape that come after it, in a circle: the same on every process."""
         yield index

@@ -63,6 +63,10 @@ class LatentCache:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def name(self, index: int) -> str:
+        """The seed that the sample was rendered from."""
+        return str(index)
+
     def __getitem__(self, index: int) -> Sample:
         shard, row = self._rows[index]
         video, references, share, entries = self._shards[shard]

@@ -8,6 +8,8 @@ was on the devices, not only what reached the disk. Where several processes save
 import functools
 import json
 import shutil
+import threading
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,10 +29,11 @@ ARRAYS = "arrays"
 PARTIAL = ".partial"
 CORRUPT = ".corrupt"
 HASHES = ".hashes-"
+PATIENCE = 600.0  # seconds
 
 
 class Checkpoints:
-    """The checkpoints of one run, in one folder."""
+    """The checkpoints of one run, in one folder; they are written while the run goes on."""
 
     def __init__(self, folder: str | Path, *, keep: int = 2, keep_every: int = 0) -> None:
         if keep < 1 or keep_every < 0:
@@ -39,64 +42,104 @@ class Checkpoints:
             )
         self.folder = Path(folder).absolute()
         self.keep, self.keep_every = keep, keep_every
+        self._background: _Background | None = None
 
     def steps(self) -> list[int]:
         """Steps that have a manifest, oldest first. Reads the disk each time, on every process for itself."""
+        return [step for step, whole in self._found() if whole]
+
+    def _found(self) -> list[tuple[int, bool]]:
+        """(step, whether it has a manifest) of everything that is called like a step."""
         if not self.folder.is_dir():
             return []
-        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit() and (p / MANIFEST).is_file())
+        named = (path for path in self.folder.iterdir() if path.name.isdigit() and path.is_dir())
+        return sorted((int(path.name), (path / MANIFEST).is_file()) for path in named)
 
     def save(self, step: int, state: Any, metadata: Mapping[str, Any]) -> None:
-        """Write the pytree of arrays and the JSON metadata, then the manifest; drop old ones.
+        """Write a checkpoint and wait until it is on the disk, see `begin`."""
+        self.begin(step, state, metadata)
+        self.finish()
 
-        The newest `keep` stay, and those of every `keep_every`-th step.
+    def begin(self, step: int, state: Any, metadata: Mapping[str, Any]) -> None:
+        """Start to write the pytree of arrays and the JSON metadata, then the manifest; old checkpoints are dropped.
 
-        Raises StorageError when it could not be written; checkpoints written before stay as they were.
+        Returns as soon as the host has its copy of the arrays, which may then be donated. The checkpoint is listed when
+        it is whole. The newest `keep` stay, and those of every `keep_every`-th step.
+
+        Raises StorageError when it, or the one begun before, could not be written; those before stay as they were.
         """
+        self.finish()
         final = self.folder / f"{step:08d}"
         if processes.agreed((final / MANIFEST).is_file()):
             return
         partial = self.folder / f"{step:08d}{PARTIAL}"
         arrays = _flat(state)
-        sums = {name: int(value) for name, value in jax.device_get(checksums(arrays)).items()}
-        index, count = processes.share()
+        sums = checksums(arrays)
+        writer = ocp.StandardCheckpointer()
 
         def make_room() -> None:
-            half = [p for p in self.folder.glob("*") if p.name.isdigit() and not (p / MANIFEST).is_file()]
+            half = [self.folder / f"{found:08d}" for found, whole in self._found() if not whole]
             self._clean(*half, *self.folder.glob(f"*{PARTIAL}"))  # what killed runs left behind
             for left in self.folder.glob(f"*{HASHES}*"):
                 left.unlink()
             partial.mkdir(parents=True)
+            (partial / METADATA).write_text(json.dumps(dict(metadata), indent=1))
 
-        def write() -> None:
-            with ocp.StandardCheckpointer() as checkpointer:
-                checkpointer.save(partial / ARRAYS, arrays)
-                checkpointer.wait_until_finished()
-
-        def join() -> None:
-            entries = {}
-            for path in sorted(self.folder.glob(f"{step:08d}{HASHES}*")):
-                entries |= json.loads(path.read_text())
-                path.unlink()
-            write_manifest(partial, entries, step=step, checksums=sums)
-            partial.rename(final)
-            sync(self.folder)
-
-        note = lambda: (partial / METADATA).write_text(json.dumps(dict(metadata), indent=1))
-        hashes = self.folder / f"{step:08d}{HASHES}{index}"
-        own_files = lambda: hashes.write_text(json.dumps(file_entries(partial, (index, count))))
         try:
-            for action, by_one in ((make_room, True), (write, False), (note, True), (own_files, False), (join, True)):
+            for action, by_one in ((make_room, True), (lambda: writer.save(partial / ARRAYS, arrays), False)):
                 processes.everywhere(functools.partial(self._storing, step, action), only_first=by_one)
         except StorageError:
-            hashes.unlink(missing_ok=True)
-            if processes.is_first():
-                shutil.rmtree(partial, ignore_errors=True)
+            self._drop(partial)
             raise
+        complete = functools.partial(self._complete, writer, step, partial, final, sums)
+        self._background = _Background(functools.partial(self._storing, step, complete))
+
+    @property
+    def failed(self) -> bool:
+        """Whether this process knows that the checkpoint begun last could not be written; `finish` says why."""
+        return self._background is not None and self._background.failed
+
+    def finish(self) -> None:
+        """Wait until the checkpoint begun last is on the disk. Raises StorageError when it could not be written."""
+        if self._background is None:
+            return
+        background, self._background = self._background, None
+        try:
+            processes.everywhere(background.join)
+        except StorageError:
+            self._drop(*self.folder.glob(f"*{PARTIAL}"))
+            raise
+
+    def _complete(
+        self, writer: ocp.StandardCheckpointer, step: int, partial: Path, final: Path, sums: Mapping[str, Array]
+    ) -> None:
+        """What is done in the background, where processes meet by files alone: the devices are training."""
+        with writer:
+            writer.wait_until_finished()
+        index, count = processes.share()
+        entries = file_entries(partial, (index, count))
+        if index:
+            own = self.folder / f"{step:08d}{HASHES}{index}"
+            temporary = own.with_name(f".{own.name}")
+            temporary.write_text(json.dumps(entries))
+            temporary.replace(own)
+            return
+        for other in (self.folder / f"{step:08d}{HASHES}{i}" for i in range(1, count)):
+            _wait_for(other)
+            entries |= json.loads(other.read_text())
+            other.unlink()
+        values = {name: int(value) for name, value in jax.device_get(sums).items()}
+        write_manifest(partial, entries, step=step, checksums=values)
+        partial.rename(final)
+        sync(self.folder)
+        for old in self.steps()[: -self.keep]:
+            if not self.keep_every or old % self.keep_every:
+                self._clean(self.folder / f"{old:08d}")
+
+    def _drop(self, *folders: Path) -> None:
         if processes.is_first():
-            for old in self.steps()[: -self.keep]:
-                if not self.keep_every or old % self.keep_every:
-                    self._clean(self.folder / f"{old:08d}")
+            for folder in folders:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _storing(self, step: int, action: Callable[[], Any]) -> None:
         """Do a part of saving. Raises StorageError for what the system or orbax raises."""
@@ -130,7 +173,7 @@ class Checkpoints:
         """
         if step is not None:
             return self._read(step, target)
-        while (candidate := processes.agreed(max(self.steps(), default=-1))) >= 0:
+        while (candidate := processes.agreed(max((step for step, _ in self._found()), default=-1))) >= 0:
             try:
                 return self._read(candidate, target)
             except DamagedCheckpoint as error:
@@ -164,6 +207,39 @@ class Checkpoints:
         for folder in folders:
             (folder / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Background:
+    """Something that a thread does; its error is kept until somebody waits for it."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self._action, self._error = action, None
+        self._thread = threading.Thread(target=self._run, daemon=True, name="checkpoint")
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._action()
+        except Exception as error:
+            self._error = error
+
+    @property
+    def failed(self) -> bool:
+        return self._error is not None
+
+    def join(self) -> None:
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+
+def _wait_for(path: Path) -> None:
+    """Wait until another process has written a file. Raises StorageError after `PATIENCE` seconds."""
+    deadline = time.monotonic() + PATIENCE
+    while not path.is_file():
+        if time.monotonic() > deadline:
+            raise StorageError(f"{path} was not written within {PATIENCE:g} s; do all processes see this folder?")
+        time.sleep(0.02)
 
 
 def _set_aside(folder: Path) -> None:

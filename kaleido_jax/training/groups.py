@@ -37,6 +37,10 @@ class GroupSource:
         """How many batches are looked at where a source is gone through once."""
         return max(1, self.config.heldout // self.size)
 
+    def names(self, step: int) -> list[str]:
+        """Of the samples of a batch: the world's seeds."""
+        return [str(step * self.size + i) for i in range(self.size)]
+
     def batch(self, step: int) -> Batch:
         data, random = self.config, np.random.default_rng([self.seed, 1, step])
         clip = data.reference_frames
@@ -91,6 +95,10 @@ class SceneSource:
     def batches_per_epoch(self) -> int:
         """How many batches are looked at where a source is gone through once."""
         return max(1, self.config.heldout // self.size)
+
+    def names(self, step: int) -> list[str]:
+        """Of the samples of a batch: the world's seeds."""
+        return [str(step * self.size + i) for i in range(self.size)]
 
     def batch(self, step: int) -> Batch:
         data, random = self.config, np.random.default_rng([self.seed, 1, step])

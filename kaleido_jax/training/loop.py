@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from kaleido_jax.config import to_json
-from kaleido_jax.errors import ExitCode, StorageError, UsageError, printable
+from kaleido_jax.errors import ExitCode, InputError, PeerLost, StorageError, UsageError, printable
 from kaleido_jax.parallel import processes
 from kaleido_jax.porting import lora
 from kaleido_jax.training import sheets
@@ -104,37 +103,47 @@ class Training:
 
     def go(self, signals: Signals) -> bool:
         """Train to the end or to a signal, and save; False if it diverged."""
-        config, last = self.config, FOREVER if self.config.minutes else self.config.steps
-        finite = True
+        finite, last = True, FOREVER if self.config.minutes else self.config.steps
         batches = stream(self.source, self.first, last, self.run.experiment.data.workers)
         with self._watchdog, _closing(batches) as batches:
             if self.step == 0 and isinstance(self.heldout, SceneSource):
                 self.evaluate()  # how good single shots were before
-            while finite and self.progress < 1.0 and not signals.stop_at(self.step):
-                with self.clock.spending(DATA):
-                    batch = next(batches)
-                shapes = jax.tree.map(np.shape, batch)
-                new, self._shapes = shapes not in self._shapes, [*self._shapes, shapes][-100:]
-                self._watchdog.beat(f"step {self.step + 1}", pause=new)
-                with self.clock.spending(COMPILING if new else STEPS):
-                    self.advance(batch)
-                self._watchdog.beat(f"step {self.step + 1}")
-                if self._due(config.log_every) or self.step == self.first + 1:
-                    finite = self.write_down()
-                if self._due(config.evaluate_every):
-                    self.evaluate()
-                if self._due(config.sample_every):
-                    self.draw_sheet()
-                if self._due(self.run.experiment.checkpoint.every):
+            try:
+                while finite and self.progress < 1.0 and not signals.stop_at(self.step):
+                    finite = self._go_on(batches)
+            except (InputError, PeerLost):  # of the data, or of what reads it: what was trained until then is whole
+                if self.step > self.first and jax.process_count() == 1:
                     self.save()
-        if self.step > self.first:
-            self.save()
+                raise
+            if self.step > self.first:
+                self.save()
+        return finite
+
+    def _go_on(self, batches: Iterator[Batch]) -> bool:
+        """The next step and what is due after it; False if it diverged."""
+        config, finite = self.config, True
+        with self.clock.spending(DATA):
+            batch = next(batches)
+        shapes = jax.tree.map(np.shape, batch)
+        new, self._shapes = shapes not in self._shapes, [*self._shapes, shapes][-100:]
+        self._watchdog.beat(f"step {self.step + 1}", pause=new)
+        with self.clock.spending(COMPILING if new else STEPS):
+            self.advance(batch)
+        self._watchdog.beat(f"step {self.step + 1}")
+        if self._due(config.log_every) or self.step == self.first + 1:
+            finite = self.write_down()
+        if self._due(config.evaluate_every):
+            self.evaluate()
+        if self._due(config.sample_every):
+            self.draw_sheet()
+        if self._due(self.run.experiment.checkpoint.every) or self._could_not_save():
+            self.save(wait=False)
         return finite
 
     def advance(self, batch: Batch) -> None:
         """One step; waits for the step before it, so that the host is one ahead of the device and not more."""
         batch = self.run.ready(batch, self.source)
-        share = jnp.asarray(self.progress, jnp.float32)
+        share = jax.device_put(np.float32(self.progress))
         self.state, values = self.run.programs.train(self.state, batch, share)
         if self._pending:
             jax.block_until_ready(self._pending[-1][1]["loss"])
@@ -152,6 +161,9 @@ class Training:
         self._waited = waited
         for (step, _), value in zip(self._pending, values):
             numbers = {name: item.item() for name, item in value.items()}
+            if numbers["skipped_in_a_row"]:
+                numbers["samples"] = self.source.names(step - 1)
+                report(f"step {step} was not finite and changed nothing; samples {', '.join(numbers['samples'])}")
             rate = self._rate.steps_per_second
             self.metrics.write(
                 step, numbers | {"seconds": self.seconds, "steps_per_second": rate, "loader_wait": waiting}
@@ -167,11 +179,15 @@ class Training:
         self._window = time.monotonic()
         return bool(values[-1]["skipped_in_a_row"] < self.config.skipped_limit)
 
-    def save(self) -> None:
-        """Write a checkpoint of this step."""
+    def save(self, *, wait: bool = True) -> None:
+        """Write a checkpoint of this step; without `wait`, while the next ones are trained."""
         with self._pause(SAVING):
-            self.run.save(self.state, self.seconds)
+            self.run.save(self.state, self.seconds, wait=wait)
         self.clock.save()
+
+    def _could_not_save(self) -> bool:
+        """Several processes learn together that a checkpoint failed, when the next one is due."""
+        return self.run.checkpoints.failed and jax.process_count() == 1
 
     def evaluate(self) -> None:
         """The averaged weights' loss on held-out samples, at fixed times and noise."""

@@ -38,7 +38,7 @@ class Metrics:
         self._file = self.path.open("a", buffering=1)
         self._events = EventFile(tensorboard) if tensorboard else None
 
-    def write(self, step: int, values: Mapping[str, float | int | str]) -> None:
+    def write(self, step: int, values: Mapping[str, float | int | str | list[str]]) -> None:
         """One line: the step, then the values; floats to six significant digits except the loss, which is exact."""
         record = {"step": step} | {
             name: float(f"{value:.6g}") if isinstance(value, float) and name != "loss" else value
@@ -48,7 +48,9 @@ class Metrics:
             self._file.write(json.dumps(record) + "\n")
         if self._events is not None:
             part = "heldout" if "heldout" in values else "train"
-            numbers = {f"{part}/{k}": float(v) for k, v in values.items() if not isinstance(v, str) and k != "heldout"}
+            numbers = {
+                f"{part}/{k}": float(v) for k, v in values.items() if isinstance(v, int | float) and k != "heldout"
+            }
             self._events.write(step, numbers)
 
     def __enter__(self) -> "Metrics":

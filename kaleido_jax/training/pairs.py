@@ -31,10 +31,17 @@ class PairSource:
     def batches_per_epoch(self) -> int:
         return len(self.pairs) // self.size
 
-    def batch(self, step: int) -> Batch:
+    def _chosen(self, step: int) -> list[Preference]:
         epoch, place = divmod(step, self.batches_per_epoch)
         order = np.random.default_rng([self.seed, 2, epoch]).permutation(len(self.pairs))
-        pairs = [self.pairs[i] for i in order[place * self.size : (place + 1) * self.size]]
+        return [self.pairs[i] for i in order[place * self.size : (place + 1) * self.size]]
+
+    def names(self, step: int) -> list[str]:
+        """Of the pairs of a batch."""
+        return [pair.pair for pair in self._chosen(step)]
+
+    def batch(self, step: int) -> Batch:
+        pairs = self._chosen(step)
         slots = self.config.references
         chosen, rejected, references, frames = [], [], [], np.zeros((self.size, slots), np.int32)
         for row, pair in enumerate(pairs):

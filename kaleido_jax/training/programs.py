@@ -75,7 +75,7 @@ class Programs:
 
     def _whole(self, x: AnyArray, dtype: Any) -> Array:
         """An array on one device: the VAE's programs know no mesh."""
-        return jnp.asarray(x if self.mesh is None else np.asarray(x), dtype)
+        return jax.device_put(x if self.mesh is None else np.asarray(x)).astype(dtype)
 
     def _coded(self, kind: str, function: Callable, x: Array) -> Array:
         function = functools.partial(function, graph=self._vae)
@@ -91,6 +91,8 @@ class Programs:
         )
         key = (kind, layout, batch.video.shape[0], str(batch.video.dtype))
         if self.mesh is None:
+            # By a call of its own, so that transfers that nobody asked for can be forbidden.
+            arguments = tuple(jax.device_put(x) if isinstance(x, Batch) else x for x in arguments)
             if key not in self._compiled:
                 self._compile(key, jax.jit(bound, donate_argnums=donate), arguments)
             return self._compiled[key](*arguments)

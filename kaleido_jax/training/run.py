@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import importlib.metadata
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -123,11 +124,12 @@ class Run:
 
     def restore(self) -> tuple[TrainState, float]:
         """The newest state that verifies and the seconds trained so far, or the initial state and 0."""
+        # Copies, because the step donates its state, and what was read may share memory with the reader; put in their
+        # places, because a program for arrays without a fixed place is another one, which a restart would compile.
+        own = lambda state: jax.tree.map(lambda leaf: jax.device_put(jnp.copy(leaf), leaf.sharding), state)
         restored = self.checkpoints.restore(self.initial)
         if restored is None:
-            # A copy, because the step donates its state; put in its place as a restored state is, because a program for
-            # arrays without a fixed place is another one, which the next start would have to compile.
-            return jax.tree.map(lambda leaf: jax.device_put(jnp.copy(leaf), leaf.sharding), self.initial), 0.0
+            return own(self.initial), 0.0
         step, state, metadata = restored
         changed = changed_fields(metadata["experiment"], self.experiment)
         if changed:
@@ -136,19 +138,27 @@ class Run:
                 "work directory"
             )
         report(f"continuing from step {step}")
-        return state, float(metadata["seconds"])
+        return own(state), float(metadata["seconds"])
 
-    def save(self, state: TrainState, seconds: float) -> None:
-        metadata = {"seconds": seconds, "experiment": to_json(self.experiment)}
-        for wait in (*[10 * 3**number for number in range(self.experiment.checkpoint.retries)], None):
+    def save(self, state: TrainState, seconds: float, *, wait: bool = True) -> None:
+        """Write a checkpoint; with `wait` it is on the disk afterwards, otherwise it is written while the run goes on.
+
+        After one that could not be written, the state is written `checkpoint.retries` times more, waited for each time.
+        """
+        versions = {name: importlib.metadata.version(name) for name in ("kaleido-jax", "jax", "orbax-checkpoint")}
+        metadata = {"seconds": seconds, "experiment": to_json(self.experiment), "versions": versions}
+        for pause in (*[10 * 3**number for number in range(self.experiment.checkpoint.retries)], None):
             try:
-                self.checkpoints.save(int(state.step), state, metadata)
+                self.checkpoints.begin(int(state.step), state, metadata)
+                if wait:
+                    self.checkpoints.finish()
                 return
             except StorageError as error:
-                if wait is None:
+                if pause is None:
                     raise
-                report(f"{error}; trying again in {wait} s")
-                time.sleep(wait)
+                report(f"{error}; trying again in {pause} s")
+                time.sleep(pause)
+                wait = True
 
     def lora(self, state: TrainState) -> Lora:
         """The averaged low-rank changes of a run that trains a LoRA."""

@@ -69,6 +69,11 @@ class CachedSource:
         epoch, place = divmod(step, self.batches_per_epoch)
         return self._assemble(self._plan(epoch)[place], np.random.default_rng([self.seed, 1, step]))
 
+    def names(self, step: int) -> list[str]:
+        """Of the samples of a batch, as the data set calls them."""
+        epoch, place = divmod(step, self.batches_per_epoch)
+        return [self.cache.name(int(index)) for index in self._plan(epoch)[place]]
+
     def _plan(self, epoch: int) -> list[np.ndarray]:
         """The samples of every batch of an epoch."""
         if epoch not in self._plans:
@@ -133,8 +138,12 @@ class WorldSource:
             self.config.references,
         )
 
+    def names(self, step: int) -> list[str]:
+        """Of the samples of a batch: the world's seeds."""
+        return [str(step * self.size + i) for i in range(self.size)]
 
-# Has a batch for every step, of latents, or of uint8 pixels where `pixels` is true.
+
+# Has a batch for every step, of latents, or of uint8 pixels where `pixels` is true; and the names of its samples.
 Source: TypeAlias = CachedSource | WorldSource | GroupSource | SceneSource | PairSource
 
 

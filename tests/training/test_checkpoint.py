@@ -122,11 +122,52 @@ def test_when_all_are_damaged_nothing_starts_from_scratch(copied):
 
 def test_a_folder_without_a_manifest_is_no_checkpoint(copied):
     (copied / "00000009" / "manifest.json").unlink()
+    (copied / "00000011").write_text("not even a folder")
     assert Checkpoints(copied).steps() == [5]
     with pytest.raises(StorageError, match=r"manifest\.json is missing"):
         Checkpoints(copied).restore(state(0.0), step=9)
     Checkpoints(copied).save(9, state(0.1), {})  # what is left of it is in nobody's way
     assert Checkpoints(copied).steps() == [5, 9]
+
+
+def test_a_folder_that_looks_like_a_step_is_set_aside_and_never_means_a_fresh_start(tmp_path):
+    (tmp_path / "00000007" / "arrays").mkdir(parents=True)
+    aside = pytest.warns(UserWarning, match=r"manifest\.json is missing; it was set aside as 00000007\.corrupt")
+    with aside, pytest.raises(StorageError, match=r"no checkpoint .* can be read"):
+        Checkpoints(tmp_path).restore(state(0.0))
+
+
+def test_a_checkpoint_is_written_while_others_go_on(tmp_path):
+    """What is saved is what was there when saving began, though its memory is used again at once."""
+    add = jax.jit(lambda tree: jax.tree.map(lambda x: x + x.dtype.type(1), tree), donate_argnums=0)
+    numbers = {"a": jnp.arange(1_000_000, dtype=jnp.float32), "n": jnp.int32(3)}
+    wanted = jax.tree.map(np.array, numbers)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.begin(1, numbers, {})
+    for _ in range(3):
+        numbers = add(numbers)
+    checkpoints.finish()
+    assert checkpoints.steps() == [1] and not checkpoints.failed
+    equal(checkpoints.restore(numbers)[1], wanted)
+
+
+def test_an_error_of_the_background_is_told_and_loses_nothing_else(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state(0.1), {})
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("kaleido_jax.training.checkpoint.write_manifest", full)
+        checkpoints.begin(2, state(0.2), {})
+        checkpoints._background._thread.join()
+        assert checkpoints.failed
+        with pytest.raises(StorageError, match=r"checkpoint 2 could not be written .* No space left"):
+            checkpoints.begin(3, state(0.3), {})
+    assert checkpoints.steps() == [1] and not list(tmp_path.glob("*.partial"))
+    checkpoints.save(3, state(0.3), {})
+    assert checkpoints.steps() == [1, 3]
 
 
 def test_a_state_of_another_config_is_refused_with_all_differences(written):

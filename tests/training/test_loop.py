@@ -107,7 +107,8 @@ def test_lines_after_the_restored_step_are_dropped(run_in):
     for step in (4,):
         folder = run.checkpoints.folder / f"{step:08d}"
         (folder / "manifest.json").unlink()
-    run, code = run_in("cut", steps=4)
+    with pytest.warns(UserWarning, match="set aside"):
+        run, code = run_in("cut", steps=4)
     assert code == ExitCode.DONE
     assert list(losses(run)) == [1, 2, 3, 4]
     assert len([line for line in lines(run) if "heldout" not in line]) == 4
@@ -130,6 +131,9 @@ def test_a_diverged_run_saves_and_says_so(run_in, prepared, monkeypatch):
     assert code == ExitCode.DIVERGED
     step, state = final(run)
     assert step == int(state.skipped) == 4
+    for line in lines(run):
+        assert line["samples"] == prepared.source("train").names(line["step"] - 1)
+        assert len(set(line["samples"])) == prepared.experiment.train.batch
     for x, y in zip(jax.tree.leaves(state.parameters), jax.tree.leaves(prepared.initial.parameters), strict=True):
         np.testing.assert_array_equal(x, y)
 
@@ -139,6 +143,26 @@ def test_buckets_compile_once_each(run_in, prepared):
         run_in(name)
     compiled = prepared.programs.compiled
     assert (compiled["train"], compiled["evaluate"], compiled["generate"]) == (1, 1, 1)
+
+
+def test_a_step_writes_over_its_state_and_moves_nothing_that_was_not_asked_for(run_in, prepared, monkeypatch):
+    """The state's memory is used again, and from the second step on every transfer is one that the code names."""
+    from kaleido_jax.training.loop import Training
+
+    steps, advance = [], Training.advance
+
+    def guarded(training, batch):
+        before = training.state
+        with jax.transfer_guard("disallow" if training.step > training.first else "allow"):
+            advance(training, batch)
+        steps.append(all(leaf.is_deleted() for leaf in jax.tree.leaves(before.moments)))
+
+    monkeypatch.setattr(Training, "advance", guarded)
+    run_in("guarded")
+    assert len(steps) == 6 and all(steps)
+    state = sum(leaf.nbytes for leaf in jax.tree.leaves(prepared.initial))
+    (program,) = (program for key, program in prepared.programs._compiled.items() if key[0] == "train")
+    assert program.memory_analysis().alias_size_in_bytes == state
 
 
 def test_signals_are_remembered_and_handlers_restored():
