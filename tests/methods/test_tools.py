@@ -132,3 +132,20 @@ def test_leaks_into_the_first_frame(tool):
     cells = tool.row("a", "concat-after", leaked).split("|")
     assert "4 of 4" in cells[3] and float(cells[4]) == 1.0 > float(cells[5])
     assert tool.main(["no-such-model", "--cases", "1"]) != 0
+
+
+def test_pictures_of_methods_have_their_places(tool):
+    """Each method's picture goes where docs/methods.md has room for it; the document is written with them."""
+    tool = tool("method_pictures")
+    text = "a\n<!-- picture: made-by-lct, a scene -->\n<!-- picture: made-by-anyid, a dance -->\n"
+    assert tool.with_links(text, ["made-by-lct"]) == text.replace(
+        "<!-- picture: made-by-lct, a scene -->", "![a scene](pictures/made-by-lct.png)"
+    )
+    document = tool.DOCUMENT.read_text()
+    for name in (*tool.NAMES, "characonsist"):
+        assert f"<!-- picture: made-by-{name}, " in document or f"](pictures/made-by-{name}.png)" in document
+    world = World(32, 9, photographs=False)
+    for name in tool.NAMES:
+        references, prompt = tool.request(name, world)
+        assert len(references) == {"lct": 0, "anyid": 2}.get(name, 1) and prompt
+        assert all(picture.shape == (32, 32, 3) for picture in references)
