@@ -119,36 +119,46 @@ def _ring_forward(q, k, v, visibility: Visibility | None, backend: Backend, ring
 
 
 def _ring_backward(q, k, v, visibility: Visibility | None, out, lse, d_out, d_lse, backend: Backend, ring: _Ring):
-    """The keys' gradients travel with the keys, and have come home after the last hop."""
+    """The keys' gradients travel a hop behind the keys, and have come home after the last one.
 
-    def visit(dq, keys, gradients):
+    What a device adds to the gradients it computes while those of the others are on their way to it.
+    """
+    zeros = lambda x: jnp.zeros(x.shape, jnp.float32)
+    joined = lambda sums, more: jax.tree.map(jnp.add, sums, more)
+
+    def visit(dq, keys):
         k, v, *vectors = keys
         here = _with_keys(visibility, *vectors)
 
-        def add(*sums):
+        def compute(dq):
             more = backends.backward(
                 q, k, v, here, out, lse, d_out, d_lse, backend.scale, backend.name, backend.interpret
             )
-            return tuple(x + y.astype(jnp.float32) for x, y in zip(sums, more, strict=True))
+            more, dk, dv = (x.astype(jnp.float32) for x in more)
+            return dq + more, dk, dv
 
         visible = _something_visible(here, q.shape[1], k.shape[1])
-        dq, *gradients = jax.lax.cond(visible, add, lambda *sums: sums, dq, *gradients)
+        dq, *gradients = jax.lax.cond(visible, compute, lambda dq: (dq, zeros(k), zeros(v)), dq)
         return dq, tuple(gradients)
 
     def hop(carry, _):
         dq, keys, gradients = carry
-        following = ring.send(keys)
-        dq, gradients = visit(dq, keys, gradients)
-        return (dq, following, ring.send(gradients)), None
+        following, arriving = ring.send((keys, gradients))  # neither waits for the visit
+        dq, own = visit(dq, keys)
+        return (dq, following, joined(arriving, own)), None
 
-    zeros = lambda x: jnp.zeros(x.shape, jnp.float32)
-    dq, keys, gradients = zeros(q), _keys_of(k, v, visibility), (zeros(k), zeros(v))
+    dq, keys = zeros(q), _keys_of(k, v, visibility)
     if len(ring.hops) == ring.places:
-        (dq, _, gradients), _ = jax.lax.scan(hop, (dq, keys, gradients), length=ring.places)
+        following = ring.send(keys)
+        dq, gradients = visit(dq, keys)
+        (dq, _, gradients), _ = jax.lax.scan(hop, (dq, following, gradients), length=ring.places - 1)
+        gradients = ring.send(gradients)
     else:
+        gradients = zeros(k), zeros(v)
         for before, place in zip((0, *ring.hops), ring.hops):
             keys, gradients = ring.send((keys, gradients), place - before)
-            dq, gradients = visit(dq, keys, gradients)
+            dq, own = visit(dq, keys)
+            gradients = joined(gradients, own)
         gradients = ring.send(gradients, ring.places - ring.hops[-1]) if ring.hops else gradients
     dk, dv = gradients
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
