@@ -70,10 +70,10 @@ class Templates:
 
     @cached_property
     def matrices(self) -> tuple[np.ndarray, np.ndarray]:
-        """What a window's colours and inside (see `Windows`) are multiplied by, `[w * w * 4, n]`, and its other
+        """What a window's colours and inside (see `Windows`) are multiplied by, `[4 * w * w, n]`, and its other
         channels, `[w * w, n]`."""
         energy = (self.colour**2).sum(-1, keepdims=True) / np.maximum(self.opacity[..., None], 1 / 255)
-        layers = np.concatenate([-2 * self.colour, energy], axis=-1)
+        layers = np.concatenate([-2 * self.colour, energy], axis=-1).transpose(0, 3, 1, 2)
         subject, opacity = (x.reshape(len(x), -1).T for x in (layers, self.opacity))
         return np.ascontiguousarray(subject), np.ascontiguousarray(opacity)
 
@@ -145,15 +145,12 @@ class Windows:
     """What is seen around the pixel corners of a shrunk frame, p of them; channels are 0 outside the frame.
 
     Attributes:
-        colour: float32 `[p, w, w, 4]`: red, green, blue from 0 to 1, and whether the pixel is inside.
-        square: float32 `[p, w, w]`: squared length of the colour.
-        without: float32 `[p, w, w]`: cost without a subject.
+        channels: float32 `[p, 6, w, w]`: red, green, blue from 0 to 1, whether the pixel is inside, squared length of
+            the colour, and cost without a subject.
         x, y: float `[p]`: the window's middle, as shares of the frame's width and height.
     """
 
-    colour: np.ndarray
-    square: np.ndarray
-    without: np.ndarray
+    channels: np.ndarray
     x: np.ndarray
     y: np.ndarray
 
@@ -170,7 +167,7 @@ def windows(frame: np.ndarray, backdrop: np.ndarray, size: float, detail: int, *
     colour, still = (_shrunk(picture, height, width) for picture in (frame, backdrop))
     half = window(detail) // 2
     cost = _without_subject(colour, half)
-    layers = np.zeros((height + 2 * half, width + 2 * half, 6), np.float32)
+    layers = np.zeros((6, height + 2 * half, width + 2 * half), np.float32).transpose(1, 2, 0)
     middle = layers[half : half + height, half : half + width]
     middle[..., :3], middle[..., 3] = colour, 1
     middle[..., 4] = np.square(colour).sum(-1)
@@ -182,11 +179,10 @@ def windows(frame: np.ndarray, backdrop: np.ndarray, size: float, detail: int, *
         row, column = int(near.y * height), int(near.x * width)
         rows = np.arange(max(row - 1, 0), min(row + 2, height) + 1)
         columns = np.arange(max(column - 1, 0), min(column + 2, width) + 1)
-    view = np.lib.stride_tricks.sliding_window_view(layers, (2 * half, 2 * half), axis=(0, 1)).transpose(0, 1, 3, 4, 2)
+    view = np.lib.stride_tricks.sliding_window_view(layers, (2 * half, 2 * half), axis=(0, 1))
     view = view[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    view = view.reshape(-1, *view.shape[2:])
     y, x = (grid.ravel() for grid in np.meshgrid(rows / height, columns / width, indexing="ij"))
-    return Windows(np.ascontiguousarray(view[..., :4]), *(np.ascontiguousarray(view[..., i]) for i in (4, 5)), x, y)
+    return Windows(view.reshape(-1, *view.shape[2:]), x, y)
 
 
 def _shrunk(picture: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -213,12 +209,16 @@ def _without_subject(colour: np.ndarray, distance: int) -> np.ndarray:
 def gains(seen: Windows, templates: Templates) -> np.ndarray:
     """The gain of every template `[p, n]` in every window, per pixel of a subject that is one pixel long."""
     subject, opacity = templates.matrices
-    flat = lambda x: x.reshape(len(x), -1)
-    area = flat(np.ascontiguousarray(seen.colour[..., 3])) @ opacity
-    off = flat(seen.square) @ opacity + flat(seen.colour) @ subject
-    without = flat(seen.without) @ opacity
-    rest = REST * (flat(seen.without).sum(1, keepdims=True) - without)
-    without, off = without + rest, np.maximum(off, 0) + rest
+    flat = seen.channels.reshape(len(seen.channels), -1)  # parts of its rows are matrices as they are
+    size = len(opacity)
+    area = flat[:, 3 * size : 4 * size] @ opacity
+    off = flat[:, : 4 * size] @ subject
+    off += flat[:, 4 * size : 5 * size] @ opacity
+    without = flat[:, 5 * size :] @ opacity
+    rest = REST * (flat[:, 5 * size :].sum(1, keepdims=True) - without)
+    np.maximum(off, 0, out=off)
+    off += rest
+    without += rest
     return _gain(area, without, off, templates.detail)
 
 
@@ -233,20 +233,19 @@ def search(frame: np.ndarray, still: np.ndarray, templates: Templates, *, best: 
     Of places of one size that are closer than a quarter of it, only the best counts.
     """
     owners = int(templates.owner.max()) + 1
+    begins = np.searchsorted(templates.owner, np.arange(owners + 1))  # templates of one owner follow each other
     found: list[list[Place]] = [[] for _ in range(owners)]
     for size in SIZES:
         seen = windows(frame, still, size, templates.detail)
-        scores = gains(seen, templates) * size**2
-        for owner in range(owners):
-            chosen = np.flatnonzero(templates.owner == owner)
-            mine = scores[:, chosen]
-            which = mine.argmax(1)
-            peak = mine[np.arange(len(mine)), which]
+        scores = gains(seen, templates)
+        peaks = np.maximum.reduceat(scores, begins[:-1], axis=1)
+        for owner, peak in enumerate(peaks.T):
             cells: dict[tuple[int, int], int] = {}
             for at in np.argsort(peak)[::-1][: 8 * best] if best > 1 else [peak.argmax()]:
                 cells.setdefault((int(4 * seen.x[at] / size), int(4 * seen.y[at] / size)), int(at))
             for at in list(cells.values())[:best]:
-                found[owner].append(_place(seen, at, size, templates, int(chosen[which[at]]), float(peak[at])))
+                chosen = begins[owner] + int(scores[at, begins[owner] : begins[owner + 1]].argmax())
+                found[owner].append(_place(seen, at, size, templates, chosen, float(peak[at]) * size**2))
     return [sorted(places, key=lambda place: -place.gain)[:best] for places in found]
 
 
@@ -259,15 +258,18 @@ def refine(artist: Artist, frame: np.ndarray, still: np.ndarray, identity: Ident
     templates = artist.templates([identity], detail=FINE, angles=angles, poses=FINE_POSES)
     opacity = templates.opacity[:, None]
     subject = templates.colour / np.maximum(templates.opacity[..., None], 1 / 255)
+    length, twice = np.square(subject).sum(-1)[:, None], 2 * subject
     places = []
     for size in near.size * np.array([0.85, 0.92, 1.0, 1.09]):
         seen = windows(frame, still, size, FINE, near=near)
-        inside = opacity * seen.colour[None, ..., 3]  # [n, p, w, w]
+        inside = opacity * seen.channels[None, :, 3]  # [n, p, w, w]
         # |I - S|^2 for all pairs, from its three terms.
-        off = seen.square[None] + np.square(subject).sum(-1)[:, None]
-        off -= 2 * np.einsum("pabc,nabc->npab", seen.colour[..., :3], subject, optimize=False)
-        off = (inside * np.clip(off, 0, UNKNOWN)).sum((2, 3))
-        without = (inside * seen.without[None]).sum((2, 3))
+        off = seen.channels[None, :, 4] + length
+        for channel in range(3):
+            off -= seen.channels[None, :, channel] * twice[:, None, ..., channel]
+        np.clip(off, 0, UNKNOWN, out=off)
+        off = np.einsum("npab,npab->np", inside, off)
+        without = np.einsum("npab,pab->np", inside, seen.channels[:, 5])
         scores = _gain(inside.sum((2, 3)), without, off, FINE) * size**2
         template, at = divmod(int(scores.argmax()), scores.shape[1])
         places.append(_place(seen, at, size, templates, template, float(scores[template, at])))

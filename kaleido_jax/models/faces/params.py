@@ -11,7 +11,8 @@ from typing import Literal
 from flax import nnx
 
 from kaleido_jax.errors import InputError
-from kaleido_jax.models.faces.modeling import FaceConfig, FaceEncoder
+from kaleido_jax.models.faces.config import FaceConfig
+from kaleido_jax.models.faces.modeling import FaceEncoder
 from kaleido_jax.models.mapping import SAME, Entry, Shape, Transform, abstract_parameters, size_of
 
 Layout = Literal["arcface", "curricularface"]

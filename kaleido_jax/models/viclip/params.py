@@ -9,7 +9,8 @@ from flax import nnx
 from kaleido_jax.models import mapping as tables
 from kaleido_jax.models.mapping import MATRIX, SAME, Entry, Kind, Shape, Transform, layers_of, size_of
 from kaleido_jax.models.text.clip.config import CLIPTextConfig
-from kaleido_jax.models.viclip.modeling import ViCLIP, ViCLIPConfig
+from kaleido_jax.models.viclip.config import ViCLIPConfig
+from kaleido_jax.models.viclip.modeling import ViCLIP
 from kaleido_jax.models.vision.config import VisionConfig
 
 HEAD_DIM = 64  # of both towers
