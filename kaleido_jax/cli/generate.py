@@ -18,6 +18,7 @@ from kaleido_jax.errors import ExitCode, InputError, KaleidoError, UsageError, p
 if TYPE_CHECKING:
     from kaleido_jax.bundle import BundleConfig
     from kaleido_jax.cli.jobs import Job
+    from kaleido_jax.parallel import MeshConfig
     from kaleido_jax.pipeline.loras import LoraFile
     from kaleido_jax.pipeline.references import Reference
 
@@ -194,6 +195,9 @@ def _run(args: argparse.Namespace) -> int:
     from kaleido_jax.cli.progress import Terminal
     from kaleido_jax.pipeline.pipeline import Pipeline
 
+    if mesh is not None:
+        for job in waiting:
+            _named(job, lambda job=job: _check_needs(job, config, mesh))
     _note(f"loading the model {config.name}")
     pipeline = Pipeline.load(folder, loras=loras)
     if mesh is not None:
@@ -307,6 +311,21 @@ def _is_wanted(job: "Job", config: "BundleConfig", folder: Path, loras: "list[Lo
         if found is Found.OTHER:
             raise UsageError(f"{what}; give --overwrite or another --out.")
     return True
+
+
+def _check_needs(job: "Job", config: "BundleConfig", mesh: "MeshConfig") -> None:
+    """Says what the video takes of the mesh's devices; UsageError if it cannot fit."""
+    import jax
+
+    from kaleido_jax.methods.registry import METHODS
+    from kaleido_jax.pipeline import capacity
+    from kaleido_jax.training.metrics import duration
+
+    if METHODS[config.method].data == "scene":
+        return  # made in as many parts as its file asks for
+    frames = [len(reference.pixels) for reference in _references(job, config)]
+    found = capacity.check(config, job.settings, mesh, jax.devices(), frames)
+    _note(f"{found}; sampling takes about {duration(found.seconds)}, and compiling before that")
 
 
 def _references(job: "Job", config: "BundleConfig") -> "tuple[Reference, ...]":

@@ -14,7 +14,7 @@ from kaleido_jax.bundle import abstract, merge
 from kaleido_jax.methods import kaleido
 from kaleido_jax.models.hook import default_attend
 from kaleido_jax.models.wan import WanConfig, WanTransformer
-from kaleido_jax.parallel.flops import count, dense_attend
+from kaleido_jax.parallel.flops import count, dense_attend, forward_operations
 
 f32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
 
@@ -27,6 +27,7 @@ def test_products_convolutions_scans_and_conditionals():
     assert count(loop, f32(4, 4)) == 7 * 2 * 4**3
     choose = lambda x: jax.lax.cond(x[0, 0] > 0, lambda: x @ x, lambda: x @ x @ x)
     assert count(choose, f32(4, 4)) == 2 * 2 * 4**3
+    assert count(lambda x: (x @ x @ x, x)[1], f32(4, 4)) == 0  # which compilers leave out too
     with pytest.raises(ValueError, match="how often it runs is not known"):
         count(lambda x: jax.lax.while_loop(lambda c: c[0, 0] > 0, lambda c: c @ c, x), f32(4, 4))
 
@@ -63,6 +64,7 @@ def test_wan_within_one_percent_of_the_formula(config, grid):
     products, attention = formula(config, layout.tokens("visual"), math.prod(grid), 512, 4)
     forward = count(functools.partial(loss, dense_attend), parameters, tokens, table, text)
     assert forward == pytest.approx(products + attention, rel=0.01)
+    assert forward_operations(config, layout.tokens("visual"), 512) == pytest.approx(forward, rel=0.01)
     # What is computed: both sides' gradients of every product, scores made again by attention, its fifth product, and
     # up to 3 % of blocks that are filled up.
     gradient = count(jax.grad(functools.partial(loss, default_attend)), parameters, tokens, table, text)
