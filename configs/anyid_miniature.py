@@ -20,11 +20,11 @@ def config() -> Experiment:
     return Experiment(
         name="anyid-miniature",
         method="anyid",
-        transformer=WanConfig(dim=192, ffn_dim=768, heads=4, layers=6, text_dim=128, freq_dim=128),
+        transformer=WanConfig.miniature(),
         text=UMT5Config.miniature(vocab_size=512),
         data=DataConfig(source="world", references=3, reference_frames=5, heldout=32, text_dropout=EMPTY_SHARE),
         flow=FlowConfig(shift=1.5),
-        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=100, ema_decay=0.998),
+        optimizer=OptimizerConfig(learning_rate=2e-3, text_rate=0.1, warmup_steps=100, ema_decay=0.998),
         train=TrainConfig(steps=20_000, batch=8),
         sampling=dataclasses.replace(SamplingConfig(), guidance=GUIDANCE),
     )

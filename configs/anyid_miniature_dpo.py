@@ -35,7 +35,7 @@ def config() -> Experiment:
         name="anyid-miniature-dpo",
         method="anyid",
         start_from="runs/anyid/model",
-        transformer=WanConfig(dim=192, ffn_dim=768, heads=4, layers=6, text_dim=128, freq_dim=128),
+        transformer=WanConfig.miniature(),
         text=UMT5Config.miniature(vocab_size=512),
         lora=LoraConfig(rank=16),
         preference=PreferenceConfig(pairs="runs/pairs/preferences.jsonl"),

@@ -5,6 +5,8 @@
 The image branch reads the patches of the reference's own latents, since no image encoder is trained on this world.
 """
 
+import dataclasses
+
 from kaleido_jax.models.text import UMT5Config
 from kaleido_jax.models.wan import WanConfig
 from kaleido_jax.training.experiment import DataConfig, Experiment, FlowConfig, SamplingConfig, TrainConfig
@@ -12,9 +14,7 @@ from kaleido_jax.training.optimizer import OptimizerConfig
 
 
 def config() -> Experiment:
-    transformer = WanConfig(
-        dim=192, ffn_dim=768, heads=4, layers=6, text_dim=128, freq_dim=128, image_dim=64, emphasis=True
-    )
+    transformer = dataclasses.replace(WanConfig.miniature(), image_dim=108, emphasis=True)
     return Experiment(
         name="contextanyone-miniature",
         method="contextanyone",
@@ -22,7 +22,7 @@ def config() -> Experiment:
         text=UMT5Config.miniature(vocab_size=512),
         data=DataConfig(references=1, heldout=64),
         flow=FlowConfig(shift=1.5),
-        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=100, ema_decay=0.998),
+        optimizer=OptimizerConfig(learning_rate=2e-3, text_rate=0.1, warmup_steps=100, ema_decay=0.998),
         train=TrainConfig(steps=20_000, batch=8),
         sampling=SamplingConfig(guidance=3.0, shift=3.0),
     )

@@ -32,12 +32,12 @@ from kaleido_jax.training.optimizer import OptimizerConfig
 def config() -> Experiment:
     return Experiment(
         name="miniature",
-        transformer=WanConfig(dim=192, ffn_dim=768, heads=4, layers=6, text_dim=128, freq_dim=128),
+        transformer=WanConfig.miniature(),
         text=UMT5Config.miniature(vocab_size=512),
         data=DataConfig(samples=8192, heldout=64),
-        flow=FlowConfig(shift=1.5, subject_emphasis=4.0),
-        optimizer=OptimizerConfig(kind="muon", learning_rate=2e-3, warmup_steps=100, ema_decay=0.998),
-        train=TrainConfig(steps=20_000, batch=8, log_every=20, evaluate_every=1000, sample_every=500),
+        flow=FlowConfig(std=1.2, shift=6.0, subject_emphasis=4.0),
+        optimizer=OptimizerConfig(learning_rate=2e-3, text_rate=0.1, warmup_steps=100, ema_decay=0.998),
+        train=TrainConfig(steps=20_000, batch=16, log_every=20, evaluate_every=1000, sample_every=500),
         checkpoint=CheckpointConfig(every=250),
-        sampling=SamplingConfig(steps=30, guidance=3.0, shift=3.0),
+        sampling=SamplingConfig(steps=30, guidance=2.0, shift=6.0),
     )

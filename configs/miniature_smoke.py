@@ -12,7 +12,9 @@ from kaleido_jax.training.optimizer import OptimizerConfig
 def config() -> Experiment:
     return Experiment(
         name="miniature-smoke",
-        transformer=WanConfig(dim=32, ffn_dim=64, heads=2, layers=2, text_dim=32, freq_dim=32),
+        transformer=WanConfig(
+            dim=32, ffn_dim=64, heads=2, layers=2, in_channels=12, out_channels=12, text_dim=32, freq_dim=32
+        ),
         text=UMT5Config(vocab_size=512, dim=32, heads=2, head_dim=16, ffn_dim=64, layers=1),
         data=DataConfig(size=48, frames=5, samples=32, heldout=16, reference_buckets=False),
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=10, ema_decay=0.95),
