@@ -89,6 +89,10 @@ _IMAGE_MODULES: tuple[tuple[str, str, str, str], ...] = (
     ),
 )
 
+_POSITIONS = (
+    "image_embedding.positions", "img_emb.emb_pos", "condition_embedder.image_embedder.pos_embed", "table"
+)  # fmt: skip
+
 # (our module, its name in Kaleido's files behind `_SAT_PREFIX`, kind[, which part of a fused tensor]), by what its
 # converter from Wan's original files does.
 _SAT_PREFIX = "model.diffusion_model."
@@ -130,13 +134,14 @@ _SAT_IMAGE_MODULES: tuple[tuple, ...] = (
 )
 
 
-def _rows(layout: Layout, image: bool) -> list[tuple]:
+def _rows(layout: Layout, image: bool, positions: bool = False) -> list[tuple]:
     """(our module, its name there, kind[, which part of a fused tensor]) for every module of a layout."""
     if layout == "kaleido-sat":
         rows = _SAT_MODULES + (_SAT_IMAGE_MODULES if image else ())
         return [(ours, _SAT_PREFIX + theirs, *rest) for ours, theirs, *rest in rows]
     column = {"original": 1, "diffusers": 2}[layout]
-    return [(row[0], row[column], row[3]) for row in _MODULES + (_IMAGE_MODULES if image else ())]
+    rows = _MODULES + (_IMAGE_MODULES if image else ()) + ((_POSITIONS,) if positions else ())
+    return [(row[0], row[column], row[3]) for row in rows]
 
 
 # Our field -> its key in the config.json of a layout.
@@ -164,7 +169,7 @@ def mapping(config: WanConfig, layout: Layout) -> dict[str, Entry]:
     part = lambda index: (index * config.dim, (index + 1) * config.dim)
     rows = [
         (ours, theirs, kind, *map(part, fused))
-        for ours, theirs, kind, *fused in _rows(layout, config.image_dim is not None)
+        for ours, theirs, kind, *fused in _rows(layout, config.image_dim is not None, bool(config.image_positions))
     ]
     return tables.table_of(rows, _KINDS | {"patches": _patches(config.patch)}, config.layers)
 
@@ -175,7 +180,7 @@ def config_from(shapes: Mapping[str, Shape], layout: Layout, document: Mapping[s
     Raises:
       InputError: naming what cannot be told.
     """
-    names = {ours: theirs for ours, theirs, *_ in _rows(layout, True)}
+    names = {ours: theirs for ours, theirs, *_ in _rows(layout, True, True)}
     axis = lambda ours, number: size_of(shapes, f"{names[ours].format(0)}.weight", number)
     keys = _DOCUMENT_KEYS[layout]
     size = lambda field, otherwise: told(document, keys[field], otherwise) if field in keys else otherwise
@@ -197,6 +202,9 @@ def config_from(shapes: Mapping[str, Shape], layout: Layout, document: Mapping[s
     }
     if f"{names['image_embedding.mlp.first']}.weight" in shapes:
         values["image_dim"] = axis("image_embedding.mlp.first", 1)
+    positions = names.get(_POSITIONS[0], "")
+    if positions in shapes:
+        values["image_positions"] = size_of(shapes, positions, 1)
     try:
         return WanConfig(**values)
     except ValueError as error:
@@ -215,21 +223,32 @@ def config_document(config: WanConfig, layout: Layout) -> dict[str, Any]:
                 f"{field} is {getattr(config, field)}, which only our own layouts (kaleido, orbax) can hold"
             )
     if layout == "kaleido-sat":
+        if config.image_positions:
+            raise InputError(f"image_positions is {config.image_positions}, for which Kaleido's files have no name")
         return {}
     keys = _DOCUMENT_KEYS[layout]
     document = {key: getattr(config, field) for field, key in keys.items()} | {"eps": config.eps}
     if layout == "original":
-        kind = "t2v" if config.image_dim is None else "i2v"
+        kind = "t2v" if config.in_channels == config.out_channels else "i2v"
+        if config.out_channels == WanConfig.ti2v_5b().out_channels:
+            kind = "ti2v"
+        if config.image_positions:
+            kind = "flf2v"
         return {"_class_name": "WanModel", "model_type": kind, "text_len": 512} | document
-    return document | {
-        "_class_name": "WanTransformer3DModel",
-        "attention_head_dim": config.head_dim,
-        "patch_size": list(config.patch),
-        "image_dim": config.image_dim,
-        "added_kv_proj_dim": None if config.image_dim is None else config.dim,
-        "cross_attn_norm": True,
-        "qk_norm": "rms_norm_across_heads",
-    }
+    positions = {"pos_embed_seq_len": config.image_positions} if config.image_positions else {}
+    return (
+        document
+        | positions
+        | {
+            "_class_name": "WanTransformer3DModel",
+            "attention_head_dim": config.head_dim,
+            "patch_size": list(config.patch),
+            "image_dim": config.image_dim,
+            "added_kv_proj_dim": None if config.image_dim is None else config.dim,
+            "cross_attn_norm": True,
+            "qk_norm": "rms_norm_across_heads",
+        }
+    )
 
 
 FAMILY = Family(
@@ -240,6 +259,7 @@ FAMILY = Family(
         "Wan2.1-T2V-1.3B": WanConfig.t2v_1_3b,
         "Wan2.1-T2V-14B": WanConfig.t2v_14b,
         "Wan2.1-I2V-14B": WanConfig.i2v_14b,
+        "Wan2.1-FLF2V-14B": WanConfig.flf2v_14b,
         "Wan2.2-I2V-A14B": WanConfig.i2v_a14b,
         "Wan2.2-TI2V-5B": WanConfig.ti2v_5b,
     },

@@ -255,6 +255,14 @@ def test_a_shot_after_cached_ones_equals_the_whole_scene(pair, scene):
     np.testing.assert_allclose(jnp.concatenate([first, second], axis=1), whole, atol=2e-5)
 
 
+def test_time_and_text_are_not_lost_at_a_small_width():
+    """Freshly drawn, embeddings of unit inputs are of about unit size, whatever the width."""
+    model = VideoMMDiT(dataclasses.replace(TINY, freq_dim=32), nnx.Rngs(0))
+    for linear in (model.time_embedding.first, model.time_embedding.second, model.text_embedding):
+        kernel = np.asarray(linear.kernel[...])
+        np.testing.assert_allclose(kernel.std() * kernel.shape[0] ** 0.5, 1.0, atol=0.15)
+
+
 def test_the_size_that_lct_tunes():
     config = MMDiTConfig.lct_3b()
     shapes = abstract_parameters(lambda: VideoMMDiT(config, nnx.Rngs(0)))

@@ -114,6 +114,25 @@ def test_forward_and_gradients_of_all_parameters_and_of_the_input(case, record_p
     report(record_property, "gradient_of_the_video", video, expected_video, exact_video)
 
 
+def test_tokens_of_two_pictures_have_positions(record_property):
+    """FLF2V-14B: the peer takes the tokens of a first and a last frame as rows of a batch, and joins them."""
+    config = dataclasses.replace(TINY, image_dim=24, in_channels=9, image_positions=14)
+    model, parameters = pair(config, pos_embed_seq_len=14)
+    assert np.abs(parameters["image_embedding.positions"]).min() > 0
+    inputs = random_inputs(config, 2, 1, 4, 6)
+    image = np.random.default_rng(2).standard_normal((2, 14, 24)).astype(np.float32)
+    with torch.no_grad():
+        expected = run_peer(model, dataclasses.replace(inputs, image=image.reshape(4, 7, 24)))
+    given = dataclasses.replace(inputs, image=image).arrays
+    actual = run_ours(parameters, given, jnp.asarray(inputs.time), config)
+    record_property("error", float(relative_error(actual, expected)))
+    assert relative_error(actual, expected) <= FORWARD
+    with pytest.raises(ValueError, match="image has 7 tokens; expected 14, as many as have positions"):
+        run_ours(parameters, inputs.arrays, jnp.asarray(inputs.time), config)
+    with pytest.raises(ValueError, match="image_positions is 14; expected a positive number, and image_dim to be set"):
+        dataclasses.replace(TINY, image_positions=14)
+
+
 def frames(*counts, height=3, width=4):
     """A video in pieces that follow each other in time."""
     return TokenLayout(tuple(Segment(kind="video", grid=(count, height, width)) for count in counts))

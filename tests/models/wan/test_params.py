@@ -10,11 +10,13 @@ import torch
 from diffusers import WanTransformer3DModel
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 
+from kaleido_jax.errors import InputError
 from kaleido_jax.models.wan import WanConfig
-from kaleido_jax.models.wan.params import FAMILY, mapping
+from kaleido_jax.models.wan.params import FAMILY, config_document, mapping
 from kaleido_jax.testing.wan import TINY
 
 TINY_IMAGE = dataclasses.replace(TINY, image_dim=24, in_channels=9, patch=(2, 1, 3))
+TINY_FRAMES = dataclasses.replace(TINY_IMAGE, image_positions=14)
 
 # The released config.json files of the diffusers layout, where they differ from the defaults of diffusers' class (which
 # are those of the 14B), and how many parameters each has.
@@ -22,6 +24,11 @@ RELEASES = {
     "t2v_1_3b": ({"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960}, 1_418_996_800),
     "t2v_14b": ({}, 14_288_491_584),
     "i2v_14b": ({"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 5120}, 16_394_878_784),
+    "flf2v_14b": (
+        {"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 5120, "pos_embed_seq_len": 514},
+        16_395_536_704,
+    ),
+    "i2v_a14b": ({"in_channels": 36}, 14_288_901_184),
     "ti2v_5b": (
         {"num_attention_heads": 24, "num_layers": 30, "ffn_dim": 14336, "in_channels": 48, "out_channels": 48},
         4_999_787_712,
@@ -51,9 +58,13 @@ def test_the_14b_is_described_without_allocating_it():
 
 
 @pytest.mark.parametrize("layout", ["original", "diffusers", "kaleido-sat"])
-@pytest.mark.parametrize("config", [TINY, TINY_IMAGE], ids=["text", "image"])
+@pytest.mark.parametrize("config", [TINY, TINY_IMAGE, TINY_FRAMES], ids=["text", "image", "first and last frame"])
 def test_the_table_is_a_bijection(config, layout):
     """Every parameter of ours once, every name of theirs once, and there and back again is the same to the bit."""
+    if config == TINY_FRAMES and layout == "kaleido-sat":
+        with pytest.raises(InputError, match="image_positions is 14, for which Kaleido's files have no name"):
+            config_document(config, layout)
+        return
     table = mapping(config, layout)
     names = [name for entry in table.values() for name in entry.names]
     assert table.keys() == FAMILY.abstract_parameters(config).keys()
@@ -72,7 +83,7 @@ def test_the_table_is_a_bijection(config, layout):
         np.testing.assert_array_equal(again[name], tensor)
 
 
-@pytest.mark.parametrize("config", [TINY, TINY_IMAGE], ids=["text", "image"])
+@pytest.mark.parametrize("config", [TINY, TINY_IMAGE], ids=["text", "image"])  # positions are not among what it knows
 def test_original_files_mean_what_diffusers_makes_of_them(config):
     """Its published conversion of original weights, then our table for its layout: what our table for the original
     layout gives at once."""

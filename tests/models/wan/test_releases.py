@@ -1,10 +1,14 @@
-"""Releases that are Wan with another name: their lists of tensors, written from what they hold, are Wan's."""
+"""Lists of tensors, written from what the releases hold: Wan's original files, and those that are Wan by another name.
+
+diffusers' own lists are compared in test_params.py.
+"""
 
 import numpy as np
 import pytest
 
 from kaleido_jax.models.wan import WanConfig
 from kaleido_jax.models.wan.params import FAMILY, config_document, config_from
+from kaleido_jax.porting.formats import layouts, nearest_size, recognise
 from kaleido_jax.testing.wan import TINY
 
 DIM, FFN_DIM = 5120, 13824
@@ -43,10 +47,12 @@ def kaleido_14b() -> dict[str, tuple[int, ...]]:
     return {f"model.diffusion_model.{name}": shape for name, shape in shapes.items()}
 
 
-def phantom(dim: int, ffn_dim: int, layers: int) -> dict[str, tuple[int, ...]]:
-    """Phantom-Wan: the tensors of its .pth file (1.3B) or its shards (14B)."""
+def original(
+    dim: int, ffn_dim: int, layers: int, inputs: int = 16, outputs: int = 16, image_tokens: int | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Wan's own files, and Phantom-Wan's. image_tokens: None where CLIP's are not read, 0 where none has a position."""
     shapes = {
-        "patch_embedding.weight": (dim, 16, 1, 2, 2),
+        "patch_embedding.weight": (dim, inputs, 1, 2, 2),
         "patch_embedding.bias": (dim,),
         **linear("text_embedding.0", dim, 4096),
         **linear("text_embedding.2", dim, dim),
@@ -54,10 +60,18 @@ def phantom(dim: int, ffn_dim: int, layers: int) -> dict[str, tuple[int, ...]]:
         **linear("time_embedding.2", dim, dim),
         **linear("time_projection.1", 6 * dim, dim),
         "head.modulation": (1, 2, dim),
-        **linear("head.head", 64, dim),
+        **linear("head.head", 4 * outputs, dim),
     }
+    if image_tokens is not None:
+        shapes |= {f"img_emb.proj.0.{part}": (1280,) for part in ("weight", "bias")}
+        shapes |= linear("img_emb.proj.1", 1280, 1280) | linear("img_emb.proj.3", dim, 1280)
+        shapes |= {f"img_emb.proj.4.{part}": (dim,) for part in ("weight", "bias")}
+        shapes |= {"img_emb.emb_pos": (1, image_tokens, 1280)} if image_tokens else {}
     for layer in range(layers):
         block = f"blocks.{layer}"
+        if image_tokens is not None:
+            shapes |= linear(f"{block}.cross_attn.k_img", dim, dim) | linear(f"{block}.cross_attn.v_img", dim, dim)
+            shapes[f"{block}.cross_attn.norm_k_img.weight"] = (dim,)
         for attention in ("self_attn", "cross_attn"):
             for part in "qkvo":
                 shapes |= linear(f"{block}.{attention}.{part}", dim, dim)
@@ -67,18 +81,32 @@ def phantom(dim: int, ffn_dim: int, layers: int) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-@pytest.mark.parametrize(
-    ("shapes", "layout", "config"),
-    [
-        (kaleido_14b(), "kaleido-sat", WanConfig.t2v_14b()),
-        (phantom(5120, 13824, 40), "original", WanConfig.t2v_14b()),
-        (phantom(1536, 8960, 30), "original", WanConfig.t2v_1_3b()),
-    ],
-    ids=["Kaleido-14B", "Phantom-Wan-14B", "Phantom-Wan-1.3B"],
-)
-def test_other_releases_hold_wans_tensors(shapes, layout, config):
+SIZES_14B = (DIM, FFN_DIM, 40)
+# Tensors of a release, its sizes here, and what its config.json calls it.
+RELEASES = {
+    "Wan2.1-T2V-1.3B": (original(1536, 8960, 30), WanConfig.t2v_1_3b(), "t2v"),
+    "Wan2.1-T2V-14B": (original(*SIZES_14B), WanConfig.t2v_14b(), "t2v"),
+    "Wan2.1-I2V-14B-480P": (original(*SIZES_14B, inputs=36, image_tokens=0), WanConfig.i2v_14b(), "i2v"),
+    "Wan2.1-I2V-14B-720P": (original(*SIZES_14B, inputs=36, image_tokens=0), WanConfig.i2v_14b(), "i2v"),
+    "Wan2.1-FLF2V-14B-720P": (original(*SIZES_14B, inputs=36, image_tokens=514), WanConfig.flf2v_14b(), "flf2v"),
+    "Wan2.2-T2V-A14B": (original(*SIZES_14B), WanConfig.t2v_14b(), "t2v"),
+    "Wan2.2-I2V-A14B": (original(*SIZES_14B, inputs=36), WanConfig.i2v_a14b(), "i2v"),
+    "Wan2.2-TI2V-5B": (original(3072, 14336, 30, inputs=48, outputs=48), WanConfig.ti2v_5b(), "ti2v"),
+    "Phantom-Wan-1.3B": (original(1536, 8960, 30), WanConfig.t2v_1_3b(), "t2v"),
+    "Phantom-Wan-14B": (original(*SIZES_14B), WanConfig.t2v_14b(), "t2v"),
+    "Kaleido-14B": (kaleido_14b(), WanConfig.t2v_14b(), None),
+}
+
+
+@pytest.mark.parametrize("name", RELEASES)
+def test_releases_hold_these_tensors_and_are_known_by_them(name):
+    shapes, config, kind = RELEASES[name]
+    layout = "original" if kind else "kaleido-sat"
     assert FAMILY.torch_shapes(config, layout) == shapes
     assert config_from(shapes, layout) == config
+    assert recognise(shapes) is layouts("wan")[layout]
+    assert config_document(config, layout).get("model_type") == kind
+    assert nearest_size(FAMILY, config)[1] == []
 
 
 def test_kaleidos_fused_tensors_are_wans_put_together():
@@ -104,7 +132,8 @@ def test_kaleidos_fused_tensors_are_wans_put_together():
 @pytest.mark.parametrize("layout", ["original", "diffusers", "kaleido-sat"])
 def test_sizes_are_read_from_the_shapes(layout):
     """Released sizes need no config.json: their heads are 128 wide."""
-    for config in (WanConfig.i2v_14b(), WanConfig.ti2v_5b()):
+    frames = () if layout == "kaleido-sat" else (WanConfig.flf2v_14b(),)
+    for config in (WanConfig.i2v_14b(), WanConfig.ti2v_5b(), *frames):
         shapes, document = FAMILY.torch_shapes(config, layout), config_document(config, layout)
         assert config_from(shapes, layout) == config
         assert config_from(shapes, layout, document) == config
