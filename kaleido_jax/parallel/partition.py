@@ -53,7 +53,7 @@ TABLE: tuple[tuple[str, Roles], ...] = (
     (r"(text|time|pooled|guidance)_embedding\.first\.bias", ("tensor",)),
     (r"(text|time|pooled|guidance)_embedding\.second\.kernel", ("tensor", None)),
     (r"(text|time|pooled|guidance)_embedding\.second\.bias", (None,)),
-    (r"image_embedding\.mlp\.(first|second)\.kernel", (None, None)),
+    (r"image_embedding\.(mlp\.(first|second)\.kernel|positions)", (None, None)),
     (r"image_embedding\.(mlp\.(first|second)|norm_in|norm_out)\.(scale|bias)", (None,)),
     (r"(patch_embedding|time_projection|head\.projection)\.kernel", (None, None)),
     (r"(patch_embedding|time_projection|head\.projection)\.bias", (None,)),
