@@ -25,7 +25,7 @@ NETWORKS = {
     "1.3B": lambda: WanTransformer(WanConfig.t2v_1_3b(), nnx.Rngs(0)),
     "1.3B with a LoRA": lambda: attach(WanTransformer(WanConfig.t2v_1_3b(), nnx.Rngs(0)), LoraConfig(rank=8)),
     "14B": lambda: WanTransformer(WanConfig.t2v_14b(), nnx.Rngs(0)),
-    "14B from images": lambda: WanTransformer(WanConfig.i2v_14b(), nnx.Rngs(0)),
+    "14B from images": lambda: WanTransformer(WanConfig.flf2v_14b(), nnx.Rngs(0)),
     "14B of ContextAnyone": lambda: WanTransformer(
         dataclasses.replace(WanConfig.t2v_14b(), image_dim=1280, emphasis=True), nnx.Rngs(0)
     ),
