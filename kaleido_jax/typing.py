@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from jax import Array
-from jaxtyping import Bool, Float, Float32, Int, Int32, PyTree, Shaped, UInt8, UInt32
+from jaxtyping import Bool, Float, Float32, Int, Int8, Int32, PyTree, Shaped, UInt8, UInt32
 
 # An array of the host or of the device, traced or not.
 AnyArray: TypeAlias = Array | np.ndarray
@@ -31,6 +31,7 @@ __all__ = [
     "Float",
     "Float32",
     "Int",
+    "Int8",
     "Int32",
     "Params",
     "PyTree",

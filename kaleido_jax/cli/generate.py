@@ -117,6 +117,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how latents become pixels: whole frames (on a --mesh, divided over it), tiled (overlapping tiles, for "
         "less memory), or auto (default: tiled above 2^19 pixels a frame)",
     )
+    parser.add_argument(
+        "--reference-cache",
+        metavar="WAY",
+        help="keys and values of references that no step changes: exact (default), int8 (half the memory) or none",
+    )
     parser.add_argument("--method", metavar="NAME", help="the conditioning, which must be the model's own")
     parser.add_argument(
         "--model", default="miniature", metavar="NAME", help="the shipped miniature (default), or a model folder"

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 MAX_BYTES = 20_000_000
 MAX_JOBS = 10_000
 NUMBERS = ("seed", "frames", "steps", "guidance", "shift")
-FIELDS = ("prompt", "references", "out", "size", "sampler", "decode", *NUMBERS)
+WORDS = ("sampler", "decode", "reference_cache")
+FIELDS = ("prompt", "references", "out", "size", *WORDS, *NUMBERS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class Job:
 
 def settings_of(values: Mapping[str, Any]) -> Settings:
     """Settings from the options or fields that are given (not None). Raises UsageError that names the wrong one."""
-    given = {name: values[name] for name in (*NUMBERS, "sampler", "decode") if values.get(name) is not None}
+    given = {name: values[name] for name in (*NUMBERS, *WORDS) if values.get(name) is not None}
     if values.get("size") is not None:
         given["width"], given["height"] = _size(values["size"])
     return Settings(**given)
@@ -117,7 +118,7 @@ def _json_fields(line: str) -> dict[str, Any]:
 
 
 def _job(fields: Mapping[str, Any], number: int, beside: Path, folder: Path, settings: Settings, where: str) -> Job:
-    own = {name: getattr(settings, name) for name in (*NUMBERS, "sampler", "decode")}
+    own = {name: getattr(settings, name) for name in (*NUMBERS, *WORDS)}
     own |= {name: value for name, value in fields.items() if name in own and value is not None}
     whole = settings_of(own | {"size": fields.get("size")})
     if fields.get("size") is None:

@@ -14,8 +14,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 
 from kaleido_jax import attention
 from kaleido_jax.layout import Grid, TokenLayout, unpatchify
@@ -25,7 +27,7 @@ from kaleido_jax.models.wan import WanConfig
 from kaleido_jax.rope import apply_rotary
 from kaleido_jax.table import TokenTable
 from kaleido_jax.tree import pytree
-from kaleido_jax.typing import Array, Float
+from kaleido_jax.typing import Array, Float, Int8
 
 
 @pytree
@@ -47,6 +49,63 @@ class KeyValues:
         join = lambda a, b: jnp.concatenate([a, b], axis=-3)
         return KeyValues(join(self.keys, other.keys), join(self.values, other.values))
 
+    def whole(self, dtype: Any) -> "KeyValues":
+        """Themselves: what is kept as it was made needs no scale."""
+        return self
+
+
+@pytree
+@dataclasses.dataclass(frozen=True)
+class Int8KeyValues:
+    """Keys and values in bytes: about half of what they take in bfloat16.
+
+    Each head of each token has a scale of its own, its largest value over 127, so that a value is wrong by at most half
+    of that. keys, values: [layers, b, tokens, heads, head_dim]; the scales have one value in place of the last axis.
+    """
+
+    keys: Int8[Array, "*layers b n h d"]
+    values: Int8[Array, "*layers b n h d"]
+    key_scales: Float[Array, "*layers b n h 1"]
+    value_scales: Float[Array, "*layers b n h 1"]
+
+    @classmethod
+    def of(cls, kept: KeyValues) -> "Int8KeyValues":
+        """`kept`, rounded."""
+        (keys, key_scales), (values, value_scales) = _rounded(kept.keys), _rounded(kept.values)
+        return cls(keys, values, key_scales, value_scales)
+
+    def whole(self, dtype: Any) -> KeyValues:
+        """As numbers of this dtype; one layer at a time, so that all of them never exist at once."""
+        number = lambda x, scale: (x.astype(jnp.float32) * scale).astype(dtype)
+        return KeyValues(number(self.keys, self.key_scales), number(self.values, self.value_scales))
+
+
+def _rounded(x: Float[Array, "... d"]) -> tuple[Int8[Array, "... d"], Float[Array, "... 1"]]:
+    x = x.astype(jnp.float32)
+    scale = jnp.maximum(jnp.abs(x).max(axis=-1, keepdims=True), 1e-12) / 127.0
+    return jnp.round(x / scale).astype(jnp.int8), scale
+
+
+Kept = KeyValues | Int8KeyValues
+
+
+def size_of(kept: Kept) -> int:
+    """Bytes of what is kept, on all devices together."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
+
+
+def places(mesh: Mesh, heads: int) -> PartitionSpec:
+    """Where what is kept lies on a mesh: heads over as many of the axes "sequence" and "tensor" as divide them.
+
+    Attention is computed where the keys are, so that no device ever has those of all heads.
+    """
+    axes, left = [], heads
+    for axis in ("tensor", "sequence"):
+        if mesh.shape[axis] > 1 and left % mesh.shape[axis] == 0:
+            axes.append(axis)
+            left //= mesh.shape[axis]
+    return PartitionSpec(None, None, None, tuple(axes) or None, None)
+
 
 def attend(
     q: Float[Array, "b n h d"],
@@ -54,11 +113,11 @@ def attend(
     v: Float[Array, "b n h d"],
     table: TokenTable,
     rope: Float[Array, "_ n half"],
-    state: KeyValues,
+    state: Kept,
 ) -> tuple[Float[Array, "b n h d"], KeyValues]:
     """The hook: reads what is kept, then the tokens' own; gives back the tokens' own keys and values."""
     own = KeyValues(apply_rotary(k, rope), v)
-    seen = state + own
+    seen = state.whole(k.dtype) + own
     return attention.attention(apply_rotary(q, rope), seen.keys, seen.values, table.self_mask), own
 
 
@@ -68,18 +127,23 @@ def part(
     """Layout and table of some visual segments, which read others' kept keys.
 
     own, seen: numbers of visual segments, counted among those; no token of `own` may read a segment that is in neither.
-    The text stays whole. If no segment of `own` is a target, all are made so, since a network must answer something.
+    Beside the sequence, the text stays whole; where texts stand in it, those of a shot go along with what it shows.
+    If no segment of `own` is a target, all are made so, since a network must answer something.
     """
-    segments, slices = layout.select("visual"), layout.slices("visual")
-    chosen = [segments[i] for i in own]
+    visual, texts = layout.indices("visual"), layout.indices("text")
+    if in_sequence(layout, table):
+        segments = lambda numbers: [i for n in numbers for i in _shot(layout, visual[n])]
+        kept, slices = segments(own), layout.slices()
+        queries, keys = _tokens(slices, kept), _tokens(slices, segments([*seen, *own]))
+    else:
+        kept, slices = [*(visual[n] for n in own), *texts], layout.slices("visual")
+        queries, keys = _tokens(slices, own), _tokens(slices, [*seen, *own])
+    chosen = [layout.segments[i] for i in kept]
     if not any(segment.target for segment in chosen):
-        chosen = [dataclasses.replace(segment, target=True) for segment in chosen]
-    texts = layout.select("text")
-    places = np.array([*(layout.indices("visual")[i] for i in own), *layout.indices("text")])
-    tokens = lambda numbers: np.concatenate([np.arange(slices[i].start, slices[i].stop) for i in numbers])
-    queries, keys = tokens(own), tokens([*seen, *own])
+        chosen = [dataclasses.replace(s, target=True) if s.stream == "visual" else s for s in chosen]
+    places = np.array(kept)
     cut = lambda mask, **axes: mask.take(**axes) if isinstance(mask, TokenMask) else None
-    return TokenLayout((*chosen, *texts)), TokenTable(
+    return TokenLayout(tuple(chosen)), TokenTable(
         positions=table.positions[:, queries],
         lengths=table.lengths[:, places],
         subjects=table.subjects[:, places],
@@ -88,6 +152,21 @@ def part(
         self_mask=cut(table.self_mask, queries=queries, keys=keys),
         text_mask=cut(table.text_mask, queries=queries),
     )
+
+
+def in_sequence(layout: TokenLayout, table: TokenTable) -> bool:
+    """Whether a table is for a network that reads texts in its sequence (MMDiT) instead of by cross-attention."""
+    return bool(layout.indices("text")) and table.positions.shape[1] == layout.tokens()
+
+
+def _shot(layout: TokenLayout, index: int) -> list[int]:
+    """A visual segment and the texts of its shot, in the layout's order."""
+    shot, texts = layout.segments[index].shot, layout.indices("text")
+    return sorted([index, *(i for i in texts if layout.segments[i].shot == shot)])
+
+
+def _tokens(slices: Sequence[slice], numbers: Sequence[int]) -> np.ndarray:
+    return np.concatenate([np.arange(slices[i].start, slices[i].stop) for i in numbers])
 
 
 def run_part(
@@ -99,7 +178,7 @@ def run_part(
     layout: TokenLayout,
     own: Sequence[int],
     seen: Sequence[int],
-    state: KeyValues,
+    state: Kept,
     image: Float[Array, "b p e"] | None = None,
 ) -> tuple[Float[Array, "b k o"], KeyValues]:
     """The network's answer for the segments `own`, and their keys and values, given those of the segments `seen`.
@@ -109,7 +188,12 @@ def run_part(
     slices = layout.slices("visual")
     some, its_table = part(layout, table, own, seen)
     mine = jnp.concatenate([tokens[:, slices[i]] for i in own], axis=1)
-    return network(mine, its_table, text, layout=some, attend=attend, state=state, image=image)
+    if in_sequence(layout, table):
+        order = {index: n for n, index in enumerate(layout.indices("text"))}
+        its = [order[i] for n in own for i in _shot(layout, layout.indices("visual")[n]) if i in order]
+        text = jnp.concatenate([text[:, layout.slices("text")[n]] for n in its], axis=1)
+    given = {} if image is None else {"image": image}
+    return network(mine, its_table, text, layout=some, attend=attend, state=state, **given)
 
 
 def keep_references(
@@ -147,7 +231,7 @@ def velocity(
     x: Float[Array, "b f h w z"],
     times: Float[Array, "b draws"],
     condition: Condition,
-    kept: KeyValues,
+    kept: Kept,
     *,
     layout: TokenLayout,
     patch: Grid,

@@ -4,8 +4,9 @@ A scene has a global prompt and a prompt for each shot. Every shot draws its own
 noise serves the others as a condition. In sampling all shots are made together, or some are given and kept at a low
 noise, or, after causal fine-tuning, one after the other with the keys and values of finished shots kept.
 
-The paper's network reads prompts in its self-attention (MMDiT); here the layout runs on Wan, whose shots read their
-prompts by masked cross-attention. Prompts still take their room in the positions, which is what sets shots apart.
+The paper's network reads prompts in its self-attention (`models.mmdit`); the same layout runs on Wan, whose shots read
+their prompts by masked cross-attention, so that public weights can be tuned. There prompts still take their room in the
+positions, which is what sets shots apart.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from typing import Any, ClassVar, Literal
 import jax.numpy as jnp
 import numpy as np
 
+from kaleido_jax import masks, rope
 from kaleido_jax.diffusion import flow, guidance, samplers
 from kaleido_jax.errors import UsageError
 from kaleido_jax.layout import Contents, Grid, Segment, TokenLayout, patchify, unpatchify
@@ -38,6 +40,8 @@ class LCT(Method):
     attention: "bidirectional", or "causal" after the second tuning: a shot reads itself and earlier ones.
     global_prompt: "read" by every shot beside its own, or by "dummy" video tokens, an empty frame in front of the shots
         that they read in turn: the paper's way, whose network knows no prompt without a video.
+    prompts_in: "cross-attention" for Wan; "sequence" for an MMDiT (`models.mmdit.VideoMMDiT`), whose prompts are tokens
+        beside their shots; that takes global_prompt="dummy".
     """
 
     name: ClassVar[str] = "lct"
@@ -46,6 +50,19 @@ class LCT(Method):
     scheme: str = "interleaved"
     attention: Literal["bidirectional", "causal"] = "bidirectional"
     global_prompt: Literal["read", "dummy"] = "read"
+    prompts_in: Literal["cross-attention", "sequence"] = "cross-attention"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.prompts_in == "sequence" and self.global_prompt != "dummy":
+            raise UsageError(
+                "lct's prompts_in is sequence and its global_prompt read; a network that reads prompts in its sequence "
+                "knows none without a video, so global_prompt must be dummy."
+            )
+
+    @property
+    def needs_mmdit(self) -> bool:
+        return self.prompts_in == "sequence"
 
     def prompts(self, prompt: str) -> tuple[str, ...]:
         return scene_prompts(prompt)
@@ -96,7 +113,7 @@ class LCT(Method):
         there = (present.lengths[:, np.array(layout.indices("visual"))] > 0) & is_video[None]
         counted = jnp.maximum(there.sum(axis=1, keepdims=True), 1).astype(jnp.float32)
         others = len(is_video) - shown.shape[1]  # dummies, in front
-        return make_table(
+        made = make_table(
             layout,
             present,
             times=jnp.pad(shown, ((0, 0), (others, 0))),
@@ -104,6 +121,15 @@ class LCT(Method):
             rules=("shot-causal",) if self.attention == "causal" else ("bidirectional",),
             readers=own_and_global if self.global_prompt == "read" else own,
             weights=there.astype(jnp.float32) / counted,
+        )
+        if self.prompts_in == "cross-attention":
+            return made
+        rule = masks.RULES["shot-causal" if self.attention == "causal" else "bidirectional"]
+        return dataclasses.replace(  # everything of all tokens, in the layout's order
+            made,
+            positions=rope.positions(layout, rope.SCHEMES[self.scheme], present, stream=None),
+            self_mask=masks.visibility(layout, rule, contents=present, queries=None, keys=None),
+            text_mask=None,
         )
 
     def tokens(self, video: Float[Array, "b f h w z"], condition: Condition, patch: Grid) -> Float[Array, "b n p"]:

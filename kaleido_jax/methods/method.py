@@ -76,6 +76,11 @@ class Method(abc.ABC):
         return False
 
     @property
+    def needs_mmdit(self) -> bool:
+        """Whether the network must read prompts in its sequence, as `models.mmdit` does and Wan does not."""
+        return False
+
+    @property
     def reconstructs(self) -> bool:
         """Whether the network paints the references again, see `contextanyone.reconstruct`."""
         return False

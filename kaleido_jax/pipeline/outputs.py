@@ -114,10 +114,11 @@ class Outputs:
         """Writes all three; a file appears under its name only when it is whole, the record last."""
         rate = generation.config.defaults.frames_per_second
         references, settings = generation.references, generation.settings
+        painted = generation.reconstructions  # one for each reference, or none
         sheet = contact_sheet(
             generation.video,
-            [reference.pixels[0] for reference in references],
-            [reference.subject for reference in references],
+            [*(reference.pixels[0] for reference in references), *(again[0] for again in painted)],
+            [reference.subject for reference in references] * (2 if painted else 1),
             prompt=generation.prompt,
             caption=_caption(generation),
             frames_per_second=rate,
@@ -148,4 +149,5 @@ def _caption(generation: "Generation") -> str:
         f"{config.name}, {config.method}   ·   {s.width} x {s.height}, {s.frames} frames at "
         f"{config.defaults.frames_per_second} a second   ·   {s.sampler}, {s.steps} steps, shift {s.shift:g}, "
         f"guidance {s.guidance:g}   ·   seed {s.seed}"
+        + ("   ·   references again as the network paints them" if generation.reconstructions else "")
     )

@@ -21,7 +21,7 @@ from kaleido_jax.diffusion import samplers
 from kaleido_jax.errors import InputError, UsageError
 from kaleido_jax.layout import Grid, TokenLayout
 from kaleido_jax.media.references import to_model_range
-from kaleido_jax.methods import registry
+from kaleido_jax.methods import cache, registry
 from kaleido_jax.methods.differential import primary_first
 from kaleido_jax.methods.method import EMPTY_BYTE, Condition
 from kaleido_jax.methods.scene import Scene
@@ -101,6 +101,8 @@ class Pipeline:
         self.method = registry.create(bundle.config.method, bundle.config.scheme, bundle.config.options)
         if bundle.config.experts is not None and (self.method.data == "scene" or self.method.reconstructs):
             raise InputError(f"{bundle.config.name} has two transformers, which {self.method.name} does not know.")
+        if self.method.needs_mmdit:
+            raise InputError(f"{bundle.config.name} is a Wan, which does not read prompts in its sequence (prompts_in).")
         modules = bundle.networks
         self._graphs = {name: nnx.split(module)[0] for name, module in modules.items()}
         self.weights = {name: parameters(module) for name, module in modules.items()}
@@ -255,12 +257,17 @@ class Pipeline:
         fixed = {"method": self.method, "layout": bucket, "patch": self.config.transformer.patch}
         function = functools.partial(sampler_step, branches=rule.branches, ulysses=self.ulysses, **fixed)
         kept = None
-        # A cache is kept by one device and of one network, and saves time, nothing else.
-        if self.method.pinned and self.mesh is None and self.config.experts is None:
-            keep = functools.partial(keep_references, **fixed)
-            key = ("keep_references", len(texts), bucket)
-            kept = self.program("references", key, keep, weights, (condition,), report)(weights, condition)
-        key = ("sampler_step", rule.branches, bucket)
+        # A cache is of one network, and saves time, nothing else.
+        how = settings.reference_cache
+        if self.method.pinned and self.config.experts is None and how != "none":
+            keep = functools.partial(keep_references, int8=how == "int8", **fixed)
+            key = ("keep_references", len(texts), bucket, how)
+            over = None if self.mesh is None else cache.places(self.mesh, self.config.transformer.heads)
+            program = self.program("references", key, keep, weights, (condition,), report, over)
+            kept = program(weights, condition)
+            size = f"{cache.size_of(kept) / 1e9:.3g} GB"
+            report(f"keeping {size} of the references", 1, 1)
+        key = ("sampler_step", rule.branches, bucket, None if kept is None else how)
         program = self.program(
             "transformer", key, function, weights, (state, steps[0], condition, scales, kept), report
         )
@@ -447,17 +454,27 @@ class Pipeline:
         return jax.block_until_ready(program(weights, *arguments))
 
     def program(
-        self, what: str, key: Hashable, function: Callable, weights: Any, arguments: tuple, report: Progress
+        self,
+        what: str,
+        key: Hashable,
+        function: Callable,
+        weights: Any,
+        arguments: tuple,
+        report: Progress,
+        out: PartitionSpec | None = None,
     ) -> Any:
-        """The compiled function of (weights, *arguments), the networks' graphs bound."""
+        """The compiled function of (weights, *arguments), the networks' graphs bound.
+
+        out: where a mesh has its results; None: whole on every device.
+        """
         if key not in self._compiled:
             report(f"compiling the {what}", 0, 1)
             bound = functools.partial(function, graphs=self._graphs)
             if self.mesh is None or not weights.keys().isdisjoint(ONE_DEVICE):
                 self._compiled[key] = jax.jit(bound).lower(weights, *arguments).compile()
             else:
-                everywhere = NamedSharding(self.mesh, PartitionSpec())
+                places = NamedSharding(self.mesh, out or PartitionSpec())
                 with jax.set_mesh(self.mesh):
-                    self._compiled[key] = jax.jit(bound, out_shardings=everywhere).lower(weights, *arguments).compile()
+                    self._compiled[key] = jax.jit(bound, out_shardings=places).lower(weights, *arguments).compile()
             report(f"compiling the {what}", 1, 1)
         return self._compiled[key]

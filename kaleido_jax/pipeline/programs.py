@@ -69,11 +69,19 @@ def _as_bytes(video: Float[Array, "b f h w 3"]) -> UInt8[Array, "b f h w 3"]:
 
 
 def keep_references(
-    weights: Weights, condition: Condition, *, graphs: Graphs, method: Method, layout: TokenLayout, patch: Grid
-) -> cache.KeyValues:
-    """What of the references is the same at every step."""
+    weights: Weights,
+    condition: Condition,
+    *,
+    graphs: Graphs,
+    method: Method,
+    layout: TokenLayout,
+    patch: Grid,
+    int8: bool = False,
+) -> cache.Kept:
+    """What of the references is the same at every step, in bytes if `int8`."""
     transformer = merge(graphs["transformer"], weights["transformer"])
-    return cache.keep_references(method, transformer, condition, layout=layout, patch=patch)
+    kept = cache.keep_references(method, transformer, condition, layout=layout, patch=patch)
+    return cache.Int8KeyValues.of(kept) if int8 else kept
 
 
 def reconstruct(
@@ -134,7 +142,7 @@ def sampler_step(
     row: samplers.Steps,
     condition: Condition,
     scales: Float[Array, "b"],
-    kept: cache.KeyValues | None = None,
+    kept: cache.Kept | None = None,
     *,
     graphs: Graphs,
     branches: Sequence[guidance.Branch],

@@ -155,6 +155,8 @@ def _command(
         words += [file.option, f"{file.path}:{file.strength}"]
     for name in ("frames", "seed", "steps", "guidance", "shift", "sampler", "decode"):
         words += [f"--{name}", str(getattr(settings, name))]
+    if settings.reference_cache != "exact":
+        words += ["--reference-cache", settings.reference_cache]
     return shlex.join(words)
 
 

@@ -21,6 +21,7 @@ MAX_SIDE = 2048
 MAX_FRAMES = 401
 MAX_REFERENCES = 16
 DECODE = ("auto", "whole", "tiled")
+REFERENCE_CACHE = ("exact", "int8", "none")
 WHOLE_PIXELS = 2**19  # of a frame: 480 x 832 and less are decoded whole, 720 x 1280 in tiles
 
 
@@ -33,6 +34,9 @@ class Settings:
     decode: latents become pixels of "whole" frames (on a mesh, which then is divided over them, if it can be), or in
       overlapping tiles ("tiled"), which takes less memory and changes a little where tiles meet; "auto" takes tiles for
       frames of more than `WHOLE_PIXELS`.
+    reference_cache: keys and values of references that are the same at every step (`methods.cache`) are kept as the
+      network makes them ("exact"), in bytes ("int8": half the memory, and the video changes a little), or made anew at
+      every step ("none").
     """
 
     seed: int = 0
@@ -44,6 +48,7 @@ class Settings:
     shift: float | int | None = None
     sampler: str = "euler"
     decode: str = "auto"
+    reference_cache: str = "exact"
 
     def __post_init__(self) -> None:
         whole_number("seed", self.seed, 0, MAX_SEED)
@@ -55,8 +60,9 @@ class Settings:
                 object.__setattr__(self, name, real_number(name, getattr(self, name), low, most))
         if not isinstance(self.sampler, str):
             raise UsageError(f"sampler is {shown(self.sampler)}; it must be the name of a sampler, such as euler.")
-        if self.decode not in DECODE:
-            raise UsageError(f"decode is {shown(self.decode)}; it must be one of {', '.join(DECODE)}.")
+        for name, ways in (("decode", DECODE), ("reference_cache", REFERENCE_CACHE)):
+            if getattr(self, name) not in ways:
+                raise UsageError(f"{name} is {shown(getattr(self, name))}; it must be one of {', '.join(ways)}.")
 
     def resolved(self, config: "BundleConfig") -> "Settings":
         """These settings with the model's defaults filled in, and known to fit the model.

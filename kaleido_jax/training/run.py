@@ -76,6 +76,11 @@ class Run:
         self.workdir = Path(workdir).absolute()
         self.world, self.vae, self.tokenizer, self._shard_size = world, vae, tokenizer, shard_size
         self.method = create_method(experiment.method, experiment.scheme, experiment.options)
+        if self.method.needs_mmdit:
+            raise UsageError(
+                f"{experiment.method} is to read prompts in the sequence; `kaleido train` trains Wan's transformer, which "
+                "reads them by cross-attention. Leave prompts_in out."
+            )
         if encoded and self.method.data != "pictures":
             raise UsageError(f"data.source is encoded; {experiment.method} trains on a {self.method.data} of the world")
         if experiment.data.perturbed and (encoded or self.method.data != "pictures"):

@@ -13,7 +13,7 @@ from kaleido_jax.methods.anyid import AnyID
 from kaleido_jax.methods.kaleido import Kaleido
 from kaleido_jax.methods.method import Condition, velocity
 from kaleido_jax.models.wan import WanConfig, WanTransformer
-from kaleido_jax.parallel import flops
+from kaleido_jax.parallel import MeshConfig, flops
 
 CONFIG = WanConfig(dim=24, ffn_dim=32, heads=2, layers=2, in_channels=3, out_channels=3, text_dim=8, freq_dim=8)
 VIDEO, CLIP, PATCH, TEXT = (2, 2, 3), (2, 2, 3), (1, 2, 2), 4
@@ -60,6 +60,31 @@ def test_a_cache_changes_nothing(method, network):
         np.testing.assert_allclose(fast(x, times, given, kept), expected, rtol=1e-5, atol=1e-5)
     # The references matter.
     assert np.abs(fast(x, times, given, jax.tree.map(lambda a: a + 1.0, kept)) - expected).max() > 1e-3
+
+
+def test_in_bytes_and_over_a_mesh(network):
+    """Half a step of each head's scale in bytes; a head on each of two devices, with the same result."""
+    method = PINNED[0]
+    given, layout = condition(2), method.layout(VIDEO, [CLIP] * 2, texts=(TEXT,))
+    options = {"layout": layout, "patch": PATCH}
+    kept = jax.jit(lambda given: cache.keep_references(method, network, given, **options))(given)
+    small = cache.Int8KeyValues.of(kept)
+    assert small.keys.dtype == jnp.int8
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), kept)
+    assert cache.size_of(small) * 12 == cache.size_of(half) * 8  # heads of 12: 12 bytes and 4 for 24
+    for one, other in ((kept.keys, small.whole(jnp.float32).keys), (kept.values, small.whole(jnp.float32).values)):
+        assert (np.abs(one - other) <= np.abs(one).max(axis=-1, keepdims=True) / 253).all()
+    x, times = jnp.ones((2, 2, 4, 6, 3)), jnp.full((2, 1), 0.5)
+    fast = jax.jit(lambda x, given, kept: cache.velocity(method, network, x, times, given, kept, **options))
+    expected = fast(x, given, kept)
+    close = fast(x, given, small)
+    assert 0 < np.abs(close - expected).max() < 0.05 * np.abs(expected).max()
+    mesh = MeshConfig.parse("fsdp=4,sequence=2").make()
+    where = cache.places(mesh, CONFIG.heads)
+    assert where[3] == "sequence" and cache.places(mesh, 3)[3] is None
+    spread = jax.device_put(kept, jax.sharding.NamedSharding(mesh, where))
+    assert spread.keys.addressable_shards[0].data.shape == (2, 2, 2 * 12, 1, 12)
+    np.testing.assert_allclose(fast(x, given, spread), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_what_is_not_pinned_cannot_be_kept(network):

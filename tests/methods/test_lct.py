@@ -13,6 +13,7 @@ from kaleido_jax.errors import UsageError
 from kaleido_jax.layout import patchify
 from kaleido_jax.methods.lct import LCT, autoregress, hold, scene_prompts
 from kaleido_jax.methods.method import Condition, losses, velocity
+from kaleido_jax.models.mmdit import MMDiTConfig, VideoMMDiT
 from kaleido_jax.models.wan import WanConfig, WanTransformer
 
 CONFIG = WanConfig(dim=24, ffn_dim=32, heads=2, layers=2, in_channels=3, out_channels=3, text_dim=8, freq_dim=8)
@@ -110,7 +111,7 @@ def test_each_shot_is_noised_by_its_own_time_and_the_losses_are_averaged():
     seen, clean, noise = {}, draw(1, *SIZE), draw(1, *SIZE, seed=1)
     answer = draw(1, SHOTS * FRAME, 12, seed=2)
 
-    def network(tokens, table, text, *, layout, image):
+    def network(tokens, table, text, *, layout, image=None):
         seen["tokens"] = tokens
         return answer
 
@@ -159,6 +160,52 @@ def test_kept_shots_change_nothing(network, global_prompt):
     np.testing.assert_allclose(made, scene, rtol=1e-4, atol=1e-4)
 
 
+@pytest.fixture(scope="module")
+def mmdit():
+    random = np.random.default_rng(7)
+    config = MMDiTConfig(dim=24, ffn_dim=32, heads=2, layers=3, channels=3, text_dim=8, freq_dim=8)
+    graph, shapes = abstract(lambda: VideoMMDiT(config, nnx.Rngs(0)))
+    return merge(graph, {n: jnp.asarray(0.3 * random.normal(size=x.shape), x.dtype) for n, x in shapes.items()})
+
+
+def test_the_same_scene_on_an_mmdit(mmdit):
+    """Prompts stand in the sequence; shots made one by one with a cache are those of the whole scene, within 1e-4."""
+    method = LCT(attention="causal", global_prompt="dummy", prompts_in="sequence")
+    layout, given = bucket(method), condition(WHOLE)
+    own_table = method.table(layout, jnp.asarray([[0.2, 0.5, 0.9]]), given)
+    assert own_table.positions.shape == (1, layout.tokens(), 3) and layout.tokens() == 4 * (TEXT + FRAME)
+    seen = dense(own_table.self_mask)
+    shot = np.repeat(np.arange(4), TEXT + FRAME)  # the global prompt with its dummy, then each prompt with its shot
+    np.testing.assert_array_equal(seen, shot[:, None] >= shot[None])
+    rule, steps, level = guidance.text_guidance(1.0), samplers.euler(2, 1.0), 0.1
+    noise, options = draw(1, *SIZE, seed=4), {"layout": layout, "patch": PATCH}
+    run = jax.jit(lambda n: autoregress(method, mmdit, n, given, rule=rule, steps=steps, level=level, **options))
+    made = run(noise)
+    whole = jax.jit(lambda scene, times: velocity(method, mmdit, scene, times, given, **options))
+    scene = np.asarray(noise).copy()
+    for number in range(SHOTS):
+        for now, following in ((1.0, 0.5), (0.5, 0.0)):
+            mixed = scene.copy()
+            mixed[:, :number] = (1 - level) * scene[:, :number] + level * np.asarray(noise)[:, :number]
+            times = [[level] * number + [now] + [1.0] * (SHOTS - number - 1)]
+            answer = np.asarray(whole(jnp.asarray(mixed), jnp.asarray(times, jnp.float32)))[:, number]
+            scene[:, number] += (following - now) * answer
+    assert np.abs(scene - np.asarray(noise)).max() > 0.1
+    np.testing.assert_allclose(made, scene, rtol=1e-4, atol=1e-4)
+    # Trained as on Wan: every shot at its own time, the same mean over shots.
+    together = LCT(global_prompt="dummy", prompts_in="sequence")
+    clean, times = draw(1, *SIZE, seed=5), jnp.asarray([[0.2, 0.5, 0.9]])
+    level = np.asarray(times)[:, :, None, None, None]
+
+    @jax.jit
+    def both(clean, mixed):
+        found = losses(together, mmdit, clean, noise, times, given, **options)
+        return found, velocity(together, mmdit, mixed, times, given, **options)
+
+    found, answer = both(clean, (1 - level) * clean + level * noise)
+    np.testing.assert_allclose(found[0], np.square(answer - (noise - clean)).mean(), rtol=1e-5)
+
+
 def test_shots_one_by_one_need_causal_attention(network):
     with pytest.raises(UsageError, match="only with attention=causal"):
         autoregress(
@@ -181,6 +228,7 @@ def test_the_prompt_of_a_scene():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
+        (lambda: LCT(prompts_in="sequence"), "global_prompt must be dummy"),
         (lambda: LCT().layout((10, 2, 3), [], texts=(TEXT,) * 11), "There are 10 shots.* in parts of 9 and 1"),
         (lambda: LCT().layout(VIDEO, [], texts=(TEXT,)), "There is no shot"),
         (lambda: LCT().layout((4, 2, 3), [], texts=(TEXT,) * 4), "4 latent frames, which 3 shots do not divide"),
