@@ -92,6 +92,12 @@ def backgrounds(
     return [picture for picture in known if (picture < 250).any(-1).mean() >= PLAIN]
 
 
+def prompts_of(prompt: str, pictures: int) -> list[str]:
+    """The prompt of each picture of a group, which " || " divides, or the one of all frames."""
+    parts = prompt.split(" || ")
+    return parts if len(parts) == pictures > 1 else [prompt]
+
+
 class Evidence:
     """One case, its video, and what the tools see in it."""
 
@@ -197,12 +203,13 @@ class Evidence:
 
     @functools.cached_property
     def text(self) -> np.ndarray:
-        """CLIP's features `[d]` of the prompt."""
+        """CLIP's features `[n, d]` of the prompt: one row, or one for each picture of a group (`prompts_of`)."""
         if self.tools.text is None:
             raise NotApplicable("there is no CLIP with a text tower")
         if not self.case.prompt:
             raise NotApplicable("the case has no prompt")
-        return self.tools.text(self.case.prompt)
+        prompts = prompts_of(self.case.prompt, len(self.video) if self.case.video.is_dir() else 0)
+        return np.stack([self.tools.text(prompt) for prompt in prompts])
 
     def faces(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(frames `[f, d]`, where a face is seen bool `[f]`, references `[r, d]`): features of faces by a network, or

@@ -9,6 +9,7 @@ from urllib.parse import quote
 from kaleido_jax.errors import InputError, UsageError, printable
 from kaleido_jax.evaluation import plots
 from kaleido_jax.evaluation.comparison import Difference, Results, one_reference, paired, published_rows, shown
+from kaleido_jax.evaluation.videos import pictures_of
 from kaleido_jax.media.storage import make_writable_folder, written_whole
 
 MAX_RUNS = len(plots.COLOURS)
@@ -200,7 +201,7 @@ def _link(run: Results, path: str, folder: Path) -> str:
 def _player(run: Results, path: str, folder: Path) -> str:
     video = run.folder / path
     if video.is_dir():
-        files = sorted(file for file in video.iterdir() if file.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
+        files = pictures_of(video)
         chosen = files[:: max(len(files) // PICTURES, 1)][:PICTURES]
         return "".join(f'<img src="{_link(run, f"{path}/{file.name}", folder)}" alt="a frame">' for file in chosen)
     if video.suffix.lower() == ".gif":

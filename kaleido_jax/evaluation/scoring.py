@@ -15,7 +15,7 @@ import numpy as np
 
 from kaleido_jax.errors import InputError, StorageError, UsageError, printable
 from kaleido_jax.evaluation.comparison import FORMAT
-from kaleido_jax.evaluation.evidence import NO_BACKGROUND, Evidence, NotApplicable, Tools, backgrounds
+from kaleido_jax.evaluation.evidence import NO_BACKGROUND, Evidence, NotApplicable, Tools, backgrounds, prompts_of
 from kaleido_jax.evaluation.intervals import mean_interval
 from kaleido_jax.evaluation.runs import Run, RunCase
 from kaleido_jax.evaluation.suites import ELSEWHERE, METRICS
@@ -198,7 +198,12 @@ def score_case(
     entry = {"case": case.id, **files, "category": case.category, "references": len(case.references)}
     frames = 0 if evidence is None else len(evidence.video)
     readers = {"CLIP": tools.text, "ViCLIP": tools.viclip}
-    cut = {name: reader.cut(case.prompt) for name, reader in readers.items() if reader is not None and case.prompt}
+    parts = {"CLIP": prompts_of(case.prompt, frames if case.video.is_dir() else 0), "ViCLIP": [case.prompt]}
+    cut = {
+        name: sum(reader.cut(part) for part in parts[name])
+        for name, reader in readers.items()
+        if reader is not None and case.prompt
+    }
     cut = {name: count for name, count in cut.items() if count}
     return entry | {"frames": frames, "prompt_tokens_cut": cut, "values": values}
 
@@ -207,7 +212,8 @@ def _lacking(case: RunCase, needs: Sequence[str], tools: Tools) -> str | None:
     for need in needs:
         if need == "references" and not case.references:
             return "the case has no references"
-        if need == "masks" and case.masks is None and not (tools.world_detector and case.world):
+        beside = not case.video.suffix  # masks lie beside the pictures of a group
+        if need == "masks" and case.masks is None and not beside and not (tools.world_detector and case.world):
             return "the case has no masks, which tell the subjects from the background"
         if need == "prompt" and (not case.prompt or tools.text is None):
             return "there is no prompt, or no CLIP with a text tower"

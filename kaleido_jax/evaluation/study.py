@@ -20,6 +20,7 @@ from kaleido_jax.errors import InputError, UsageError, printable
 from kaleido_jax.evaluation.comparison import Results
 from kaleido_jax.evaluation.intervals import Share, mean_interval
 from kaleido_jax.evaluation.runs import read_json
+from kaleido_jax.evaluation.videos import pictures_of
 from kaleido_jax.media.storage import make_writable_folder, storage_error, written_whole
 from kaleido_jax.names import lookup
 
@@ -109,7 +110,7 @@ def _copied(run: Results, path: str, folder: Path, name: str) -> list[str]:
     source = run.folder / path
     if not source.exists():
         raise InputError(f"{printable(str(source))}: is missing; a study needs every video.")
-    sources = sorted(source.iterdir()) if source.is_dir() else [source]
+    sources = pictures_of(source) if source.is_dir() else [source]
     links = []
     for number, file in enumerate(sources):
         copy = folder / (f"{name}_{number:03d}{file.suffix.lower()}" if source.is_dir() else name + file.suffix.lower())

@@ -5,9 +5,10 @@ split, whose families stand for the categories. The papers' own pictures and pro
 forms: how many subjects, references and cases there are, and what a case consists of.
 """
 
+import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -25,6 +26,7 @@ from kaleido_jax.evaluation.runs import MANIFEST, Reference, RunCase, manifest_d
 from kaleido_jax.media.images import read_image
 from kaleido_jax.media.storage import make_writable_folder, written_whole
 from kaleido_jax.names import lookup
+from kaleido_jax.pipeline.group_file import Picture as GroupPicture
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 CATEGORIES = ("human", "animal", "cartoon", "object")
@@ -59,6 +61,10 @@ class Catalogue(Protocol):
 
     def prompt(self, number: int, subjects: Sequence[Subject], *, scene: int | None = None) -> str:
         """A sentence about them, another one for every number; scene: the place stays the same for the same one."""
+        ...
+
+    def parts(self, number: int, subject: Subject, *, scene: int) -> tuple[str, str, str]:
+        """(place, subject, what it does) in words, another doing for every number, the same place for the same one."""
         ...
 
     def truth(self, subjects: Sequence[Subject]) -> Mapping[str, object] | None:
@@ -102,6 +108,9 @@ class Folder:
             return f"{names} are together {place}, and the first {action}"
         return f"{names} {action} {place}"
 
+    def parts(self, number: int, subject: Subject, *, scene: int) -> tuple[str, str, str]:
+        return _parts(number, f"the {subject.name.replace('_', ' ')}", scene)
+
     def truth(self, subjects: Sequence[Subject]) -> Mapping[str, object] | None:
         return None
 
@@ -142,8 +151,16 @@ class Procedural:
         looks = tuple(self._world.looks(self._identity(subject.number)) for subject in subjects)
         return caption(rng, looks[:2], motions[:2], place, False)
 
+    def parts(self, number: int, subject: Subject, *, scene: int) -> tuple[str, str, str]:
+        looks = self._world.looks(self._identity(subject.number))
+        return _parts(number, " ".join(word for word in ("a", looks.colour, looks.texture, looks.noun) if word), scene)
+
     def truth(self, subjects: Sequence[Subject]) -> Mapping[str, object] | None:
         return {"identities": [subject.number for subject in subjects]}
+
+
+def _parts(number: int, subject: str, scene: int) -> tuple[str, str, str]:
+    return pick(generator(0x7E58, scene), PLACES), subject, pick(generator(0x7E57, number), ACTIONS)
 
 
 def _in_turns(lists: Sequence[list[Subject]], count: int) -> list[Subject]:
@@ -155,13 +172,19 @@ def _in_turns(lists: Sequence[list[Subject]], count: int) -> list[Subject]:
 
 @dataclass
 class Draft:
-    """A case to be written: which subjects with how many pictures each, category and prompt."""
+    """A case to be written: which subjects with how many pictures each, category and prompt.
+
+    lines: of a group of pictures, the prompt of each as CharaConsist's files have it. shots: of a scene, the prompts of
+    its shots; the prompt is then the scene's.
+    """
 
     id: str
     category: str
     prompt: str
     subjects: list[Subject] = field(default_factory=list)
     pictures: int = 1
+    lines: list[GroupPicture] = field(default_factory=list)
+    shots: list[str] = field(default_factory=list)
 
 
 def kaleido(catalogue: Catalogue) -> list[Draft]:
@@ -203,11 +226,11 @@ def characonsist(catalogue: Catalogue) -> list[Draft]:
     drafts = []
     for number, subject in enumerate(catalogue.subjects(("human", "animal"), SETS)):
         for kind in ("keep", "switch"):
-            prompts = [
-                catalogue.prompt(100 * number + i, [subject], scene=number if kind == "keep" else 100 * number + i)
-                for i in range(SET_PICTURES)
-            ]
-            drafts.append(Draft(f"{kind}_{number}", kind, " || ".join(prompts)))
+            scenes = [number if kind == "keep" else 100 * number + i for i in range(SET_PICTURES)]
+            parts = [catalogue.parts(100 * number + i, subject, scene=scene) for i, scene in enumerate(scenes)]
+            lines = [GroupPicture(background=place, characters=(who,), action=does) for place, who, does in parts]
+            prompt = " || ".join(line.prompt for line in lines)
+            drafts.append(Draft(f"{kind}_{number}", kind, prompt, lines=lines))
     return drafts
 
 
@@ -216,7 +239,7 @@ def lct(catalogue: Catalogue) -> list[Draft]:
     drafts = []
     for number, subject in enumerate(catalogue.subjects(("human", "animal"), SCENES_OF_SHOTS)):
         shots = [catalogue.prompt(100 * number + i, [subject], scene=number) for i in range(SHOTS + 1)]
-        drafts.append(Draft(f"scene_{number}", "scene", " || ".join(shots)))
+        drafts.append(Draft(f"scene_{number}", "scene", " || ".join(shots), shots=shots))
     return drafts
 
 
@@ -228,11 +251,16 @@ FORMS: Mapping[str, Callable[[Catalogue], list[Draft]]] = {
 def write_test_set(
     form: str, catalogue: Catalogue, folder: Path, *, cases: int | None = None, references: int | None = None
 ) -> tuple[RunCase, ...]:
-    """Writes manifest.json, references/ and (where there are references) jobs.jsonl into an empty folder.
+    """Writes manifest.json and what `kaleido generate` makes the cases from into an empty folder.
 
-    Videos are expected at videos/<case>.mp4: `kaleido generate --prompts FOLDER/jobs.jsonl --out FOLDER/videos` makes
-    them. cases: only the first so many of each category. references: at most so many pictures of a subject, so that
-    methods that take one are compared on equal terms.
+    Videos are expected at videos/<case>.mp4. With references, these and jobs.jsonl are written: `kaleido generate
+    --prompts FOLDER/jobs.jsonl --out FOLDER/videos`. Scenes are scenes/<case>.json: `--scene FOLDER/scenes/<case>.json
+    --out FOLDER/videos/<case>.mp4`. Groups of pictures are keep.txt and switch.txt: `--group FOLDER/keep.txt --out
+    FOLDER/videos/keep`.
+
+    Args:
+      cases: only the first so many of each category.
+      references: at most so many pictures of a subject, so that methods that take one are compared on equal terms.
 
     Raises:
       UsageError: there is no such form, or the folder is not empty.
@@ -252,13 +280,29 @@ def write_test_set(
     for draft in drafts:
         draft.pictures = min(draft.pictures, references or draft.pictures)
     make_writable_folder(folder / "references", 50_000 * sum(len(d.subjects) * d.pictures for d in drafts))
+    if not any(draft.subjects for draft in drafts):
+        (folder / "references").rmdir()
     done = tuple(_written(draft, catalogue, folder) for draft in drafts)
+    done = tuple(_in_groups(drafts, done, folder))
     document = manifest_document(f"{form} test set", done, folder)
     _write(folder / MANIFEST, json.dumps(document, indent=1, ensure_ascii=False))
     jobs = [_job(case, folder) for case in done if case.references]
     if jobs:
         _write(folder / "jobs.jsonl", "\n".join(json.dumps(job, ensure_ascii=False) for job in jobs))
     return done
+
+
+def _in_groups(drafts: Sequence[Draft], cases: Sequence[RunCase], folder: Path) -> Iterator[RunCase]:
+    """The cases, those of groups where `kaleido generate --group` puts their pictures; writes the groups' files."""
+    groups: dict[str, list[str]] = {}
+    for draft, case in zip(drafts, cases):
+        if draft.lines:
+            groups.setdefault(draft.category, []).append("\n".join(line.line for line in draft.lines))
+            video = folder / "videos" / draft.category / f"group_{len(groups[draft.category])}"
+            case = dataclasses.replace(case, video=video)
+        yield case
+    for category, texts in groups.items():
+        _write(folder / f"{category}.txt", "\n\n".join(texts))
 
 
 def _written(draft: Draft, catalogue: Catalogue, folder: Path) -> RunCase:
@@ -270,6 +314,10 @@ def _written(draft: Draft, catalogue: Catalogue, folder: Path) -> RunCase:
             with written_whole(path) as temporary:
                 Image.fromarray(picture).save(temporary)
             references.append(Reference(path=path, subject=subject))
+    if draft.shots:
+        (folder / "scenes").mkdir(exist_ok=True)
+        scene, *shots = draft.shots
+        _write(folder / "scenes" / f"{draft.id}.json", json.dumps({"prompt": scene, "shots": shots}, indent=1))
     return RunCase(
         id=draft.id, video=folder / "videos" / f"{draft.id}.mp4", prompt=draft.prompt, references=tuple(references),
         category=draft.category, world=catalogue.truth(draft.subjects) if draft.subjects else None,

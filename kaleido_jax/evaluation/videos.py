@@ -2,6 +2,7 @@
 
 import functools
 import io
+import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,19 +19,20 @@ from kaleido_jax.media.images import read_bytes, read_image
 MAX_BYTES = 500_000_000
 MAX_FRAMES = 1000
 MAX_PIXELS = 500_000_000  # of a video whose frames are pictures
+PICTURE_SUFFIXES, MASK_SUFFIX = (".png", ".jpg", ".jpeg", ".webp"), ".mask.png"
 WHITE = 250  # a channel from which a pixel counts as white
 BORDER = 0.02  # share of a picture that must be plain white around the subject
 
 
 def read_frames_of(path: Path) -> UInt8[np.ndarray, "f h w 3"]:
-    """Every frame of a clip, of a GIF, or of a folder of pictures in the order of their names.
+    """Every frame of a clip, of a GIF, or of a folder of pictures (`pictures_of`).
 
     Raises:
       InputError: it is missing, broken, or holds no frame; the sentence names the file.
     """
     shown = printable(str(path))
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
+        files = pictures_of(path)
         if not files:
             raise InputError(f"{shown}: the folder holds no pictures; expected one a frame.")
         if len(files) > MAX_FRAMES:
@@ -39,6 +41,20 @@ def read_frames_of(path: Path) -> UInt8[np.ndarray, "f h w 3"]:
     if path.suffix.lower() == ".gif":
         return _stacked(_gif(path), shown)
     return read_frames(path)
+
+
+def pictures_of(folder: Path) -> list[Path]:
+    """The pictures of a folder that stands for a video: identity.png first, then by name, numbers in their order.
+
+    What ends with .mask.png is no picture but the mask of one, as `kaleido generate --group` writes it.
+    """
+    found = [
+        file
+        for file in folder.iterdir()
+        if file.suffix.lower() in PICTURE_SUFFIXES and not file.name.endswith(MASK_SUFFIX)
+    ]
+    words = lambda name: [(int(word), "") if word.isdecimal() else (-1, word) for word in re.split(r"(\d+)", name)]
+    return sorted(found, key=lambda file: (file.stem != "identity", words(file.name)))
 
 
 def _gif(path: Path) -> list[np.ndarray]:
@@ -85,6 +101,23 @@ def read_masks(path: Path, video: UInt8[np.ndarray, "f h w 3"]) -> tuple[np.ndar
     return masks, subjects.astype(np.int64)
 
 
+def masks_beside(folder: Path, video: UInt8[np.ndarray, "f h w 3"]) -> tuple[np.ndarray, np.ndarray] | None:
+    """As `read_masks`, of grey pictures <name>.mask.png beside each picture of a folder: every grey is a subject.
+
+    None if a picture has none. Raises InputError: one is broken, or not of the video's size.
+    """
+    files = [file.with_name(file.stem + MASK_SUFFIX) for file in pictures_of(folder)]
+    if not all(file.is_file() for file in files):
+        return None
+    greys = [read_image(file)[..., 0] for file in files]
+    for file, grey in zip(files, greys):
+        if grey.shape != video.shape[1:3]:
+            raise InputError(f"{printable(str(file))}: is {list(grey.shape)}; the picture is {list(video.shape[1:3])}.")
+    levels = sorted(set(np.unique(greys).tolist()) - {0})
+    masks = np.searchsorted(np.array([0, *levels]), np.stack(greys)).astype(np.uint8)
+    return masks, np.arange(1, len(levels) + 1)
+
+
 class Files:
     """What there is to see of a case, read from its files when it is first asked for.
 
@@ -109,7 +142,9 @@ class Files:
     @functools.cached_property
     def masks(self) -> tuple[np.ndarray, np.ndarray] | None:
         """(instances uint8 `[f, h, w]`, the subject that each was found as), or None."""
-        return None if self._case.masks is None else read_masks(self._case.masks, self.video)
+        if self._case.masks is None:
+            return masks_beside(self._case.video, self.video) if self._case.video.is_dir() else None
+        return read_masks(self._case.masks, self.video)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from kaleido_jax.errors import InputError
 from kaleido_jax.evaluation.encoders import ClipText, WorldFeatures, load_encoder, load_head, load_vision
+from kaleido_jax.evaluation.evidence import Evidence, Tools
+from kaleido_jax.evaluation.metrics.similarity import unit
+from kaleido_jax.evaluation.runs import RunCase
+from kaleido_jax.evaluation.suites import METRICS
 from kaleido_jax.models.text.clip.tokenizer import END, START
 from kaleido_jax.testing import randomise
 
@@ -114,3 +118,15 @@ def test_what_is_wrong_with_weights_is_told(clip, tmp_path):
     (broken / "model.safetensors").write_bytes(b"\0" * 100)
     with pytest.raises(InputError):
         load_vision(broken)
+
+
+def test_each_picture_of_a_group_has_its_own_prompt(clip, tmp_path):
+    for number, picture in enumerate(pictures()[:2]):
+        Image.fromarray(picture).save(tmp_path / f"{number}.png")
+    tools = Tools(encoders={"clip": load_vision(clip[0])}, text=ClipText(clip[0]))
+    score = lambda prompt: METRICS["clip_t"].function(Evidence(RunCase(id="set", video=tmp_path, prompt=prompt), tools))
+    frames = unit(tools.encoders["clip"](pictures()[:2]))
+    texts = unit(np.stack([tools.text("a red"), tools.text("dog runs")]))
+    assert score("a red || dog runs") == pytest.approx(float((frames * texts).sum(-1).mean()))
+    whole = unit(tools.text("a red || dog || runs")[None])  # three prompts are not of two pictures
+    assert score("a red || dog || runs") == pytest.approx(float((frames @ whole.T).mean()))

@@ -8,7 +8,7 @@ from PIL import Image
 
 from kaleido_jax.errors import InputError
 from kaleido_jax.evaluation.runs import FORMAT, manifest_document, read_run
-from kaleido_jax.evaluation.videos import read_frames_of, read_masks, white_surrounding
+from kaleido_jax.evaluation.videos import masks_beside, pictures_of, read_frames_of, read_masks, white_surrounding
 
 
 def test_vbench_folders(tmp_path):
@@ -104,3 +104,25 @@ def test_what_is_inside_plain_white_is_the_subject():
     assert mask is not None and mask.sum() == 36 and mask[5, 6]
     assert white_surrounding(picture[3:9, 4:10]) is None  # nothing plain around it
     assert white_surrounding(np.full((4, 4, 3), 255, np.uint8)) is None  # nothing inside
+
+
+def test_a_group_of_pictures_is_read_with_its_masks(tmp_path):
+    """As kaleido generate --group writes it: the identity picture, its frames, and a grey mask of each."""
+    names = ["identity", *(f"frame_{number}" for number in range(1, 12))]
+    for number, name in enumerate(names):
+        Image.new("RGB", (6, 4), (number, 0, 0)).save(tmp_path / f"{name}.png")
+        grey = np.zeros((4, 6), np.uint8)
+        grey[1:3, 1:3], grey[3, 5] = 127, 254  # the first and the second of two characters
+        Image.fromarray(grey).save(tmp_path / f"{name}.mask.png")
+    (tmp_path / "record.json").write_text("{}")
+    assert [path.stem for path in pictures_of(tmp_path)] == names
+    video = read_frames_of(tmp_path)
+    assert video[:, 0, 0, 0].tolist() == list(range(12))
+    masks, subjects = masks_beside(tmp_path, video)
+    assert masks.shape == (12, 4, 6) and subjects.tolist() == [1, 2]
+    assert masks[0, 1, 1] == 1 and masks[0, 3, 5] == 2 and masks[0, 0, 0] == 0
+    Image.new("L", (5, 4)).save(tmp_path / "frame_3.mask.png")
+    with pytest.raises(InputError, match=r"frame_3.mask.png: is \[4, 5\]; the picture is \[4, 6\]"):
+        masks_beside(tmp_path, video)
+    (tmp_path / "frame_3.mask.png").unlink()
+    assert masks_beside(tmp_path, video) is None

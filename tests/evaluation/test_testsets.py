@@ -14,7 +14,9 @@ from kaleido_jax.data.world import World
 from kaleido_jax.errors import InputError
 from kaleido_jax.evaluation.runs import read_run
 from kaleido_jax.evaluation.testsets import FORMS, Folder, Procedural, Subject, write_test_set
+from kaleido_jax.pipeline.group_file import read_groups
 from kaleido_jax.pipeline.request import Settings
+from kaleido_jax.pipeline.scene_file import read_scene
 
 
 class Names:
@@ -28,6 +30,9 @@ class Names:
 
     def prompt(self, number, subjects, *, scene=None):
         return f"{number} {scene}: " + " and ".join(subject.name for subject in subjects)
+
+    def parts(self, number, subject, *, scene):
+        return f"in place {scene}", subject.name, f"does {number}"
 
     def truth(self, subjects):
         return None
@@ -43,7 +48,7 @@ def test_the_forms_have_the_papers_numbers():
     assert {case.pictures for case in cases} == {5} and len({case.subjects[0].name for case in cases}) == 50
     assert all(len(case.prompt.split(" || ")) == 5 for case in FORMS["characonsist"](Names()))
     keep, switch = FORMS["characonsist"](Names())[:2]
-    scenes = lambda case: {part.split()[1] for part in case.prompt.split(" || ")}
+    scenes = lambda case: {part.split()[2] for part in case.prompt.split(" || ")}
     assert len(scenes(keep)) == 1 and len(scenes(switch)) == 5
     assert all(len(case.prompt.split(" || ")) == 5 for case in FORMS["lct"](Names()))  # the scene and four shots
 
@@ -109,7 +114,26 @@ def test_the_worlds_subjects_are_held_out(tmp_path):
     a, b = catalogue.pictures(subjects[0], 2)
     assert a.shape == (32, 32, 3) and (a != b).any()
     assert catalogue.prompt(3, subjects[:2]) == catalogue.prompt(3, subjects[:2])
+    assert all(part for part in catalogue.parts(3, subjects[0], scene=1))
     cases = write_test_set("lct", catalogue, tmp_path / "set", cases=1)
     assert [case.id for case in cases] == ["scene_0"] and not (tmp_path / "set" / "jobs.jsonl").exists()
     manifest = json.loads((tmp_path / "set" / "manifest.json").read_text())
     assert manifest["cases"][0]["prompt"].count("||") == 4
+    scene = read_scene(tmp_path / "set" / "scenes" / "scene_0.json")
+    assert " || ".join((scene.prompt, *(shot.prompt for shot in scene.shots))) == manifest["cases"][0]["prompt"]
+    assert sorted(path.name for path in (tmp_path / "set").iterdir()) == ["manifest.json", "scenes"]
+
+
+def test_sets_of_pictures_are_groups_to_generate(tmp_path):
+    cases = write_test_set("characonsist", Names(), tmp_path / "set", cases=2)
+    for kind in ("keep", "switch"):
+        groups = read_groups(tmp_path / "set" / f"{kind}.txt")
+        mine = [case for case in cases if case.category == kind]
+        assert [case.prompt for case in mine] == [
+            " || ".join(picture.prompt for picture in group.pictures) for group in groups
+        ]
+        places = [len({picture.background for picture in group.pictures}) for group in groups]
+        assert places == [1 if kind == "keep" else 5] * 2
+        # Where kaleido generate --group keep.txt --out videos/keep puts them.
+        assert [case.video for case in mine] == [tmp_path / "set" / "videos" / kind / f"group_{n}" for n in (1, 2)]
+    assert read_run(tmp_path / "set").cases[0].video == cases[0].video

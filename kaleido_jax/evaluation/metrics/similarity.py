@@ -28,9 +28,12 @@ def reference_similarity(frames: Num[np.ndarray, "f d"], references: Num[np.ndar
     return float(cosines(frames, references).mean())
 
 
-def text_similarity(frames: Num[np.ndarray, "f d"], text: Num[np.ndarray, "d"]) -> float:
-    """CLIP-T: the mean cosine of the frames and the prompt. Torchmetrics' CLIP score is 100 of it, not below 0."""
-    return float(cosines(frames, text[None]).mean())
+def text_similarity(frames: Num[np.ndarray, "f d"], text: Num[np.ndarray, "n d"]) -> float:
+    """CLIP-T: the mean cosine of the frames and the prompt, or of each picture and its own where text has as many rows.
+
+    Torchmetrics' CLIP score is 100 of it, not below 0.
+    """
+    return float((unit(frames) * unit(text)).sum(-1).mean())
 
 
 def pairwise_similarity(pictures: Num[np.ndarray, "n d"]) -> float:
