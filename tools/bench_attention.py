@@ -2,14 +2,16 @@
 
     python tools/bench_attention.py --machine "an H100 SXM" --out docs/bench
 
-One run, unattended: after `--seconds` nothing new begins, and what is left is reported as not measured. Peers that are
+One run, unattended: after `--seconds` nothing new begins, and what is left is reported as not measured; a program that
+hangs or kills its process is reported as such, and the others go on in a new one (tools/supervise.py). Peers that are
 not installed or do not take a problem are reported with their reason. Forward, and forward with gradients, in bfloat16
 (float32 on CPUs). The mask is data: making lists of blocks, or a dense mask, is inside the time; compiling is not. All
 of a problem's programs take turns and the fastest of several runs counts.
 
 For each problem the report has f, the fraction of pairs of tokens that is visible, the fraction of blocks that each of
-our kernels visits, and for each program milliseconds and TFLOP/s counted by what is visible. On CPUs it also measures
-XLA's own matrix product. `--shrink 8` makes all problems small, to try the tool.
+our kernels visits, and for each program milliseconds and TFLOP/s counted by what is visible. On CPUs two heads of 4,096
+and of 16,384 tokens come first, with XLA's own matrix product among the programs, of whose rate the reference is to
+reach nine tenths. `--shrink 8` makes all problems small, to try the tool.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,11 +32,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from attention_cases import HEAD_DIM, Case, backend_blocks, cases, gradient
+from supervise import Journal, supervise
 
 from kaleido_jax.attention import attention
 from kaleido_jax.attention.ranges import as_ranges
 from kaleido_jax.testing.benchmark import fastest, save_report, threads
 
+BESIDE = "beside XLA's product"  # what is measured on CPUs besides the problems
 Program = Callable[[], object]
 Attend = Callable[..., jax.Array]  # of q, k, v and the mask
 
@@ -67,7 +72,10 @@ def tokamax(case: Case, implementation: str) -> Attend:
 
 
 def tokamax_ranges(case: Case) -> Attend:
-    """Its Hopper kernel with one range of keys a query, over sorted keys; the ranges are known beforehand."""
+    """Its Hopper kernel with one range of keys a query, over sorted keys; the ranges are known beforehand.
+
+    Ranges are no part of its public functions, so a release of it may come without them: a row with a reason.
+    """
     if importlib.util.find_spec("tokamax") is None:
         raise Unable("tokamax is not installed")
     api, base = (importlib.import_module(f"tokamax._src.ops.attention.{name}") for name in ("api", "base"))
@@ -78,7 +86,8 @@ def tokamax_ranges(case: Case) -> Attend:
     def attend(q, k, v, mask):
         order = jnp.asarray(ranges.order[0])
         limits = base.Mask(k_start=jnp.asarray(ranges.start)[:, None], k_end=jnp.asarray(ranges.end)[:, None])
-        return api.IMPLEMENTATIONS["mosaic_gpu"](q, k[:, order], v[:, order], mask=limits)
+        kernel = api.IMPLEMENTATIONS.get("mosaic_gpu") or api.IMPLEMENTATIONS["mosaic"]  # by version
+        return kernel(q, k[:, order], v[:, order], mask=limits)
 
     return attend
 
@@ -213,8 +222,9 @@ def _jax_kinds(attend: Attend, inputs: Any, case: Case) -> dict[str, Program]:
     return {"forward": lambda: forward(*inputs, mask), "forward and gradients": lambda: both(*inputs, mask)}
 
 
-def measure(case: Case, platform: str, over: float, repeats: int) -> dict[str, Any]:
+def measure(case: Case, platform: str, over: float, repeats: int, journal: Journal) -> dict[str, Any]:
     """The report of one problem: programs that fail say why; after `over` (perf_counter) nothing more begins."""
+    journal.begin(case.name, "making it")
     inputs = case.inputs(jnp.float32 if platform == "cpu" else jnp.bfloat16)
     programs: dict[str, dict[str, Program] | str] = {}
     for name, make in jax_programs(platform).items():
@@ -236,11 +246,19 @@ def measure(case: Case, platform: str, over: float, repeats: int) -> dict[str, A
             if time.perf_counter() > over:
                 report[kind][name] = "not measured: the time was over"
                 continue
+            if reason := journal.failed(case.name, kind, name):
+                report[kind][name] = reason
+                continue
+            journal.begin(case.name, kind, name)
             try:
                 jax.block_until_ready(kinds[kind]())  # compiles
                 runs[name] = kinds[kind]
             except Exception as reason:
                 report[kind][name] = _reason(reason)
+        if reason := journal.failed(case.name, kind, "timing"):
+            report[kind] |= dict.fromkeys(runs, reason)
+            continue
+        journal.begin(case.name, kind, "timing")
         report[kind] |= _timed(runs, work * case.flops(), repeats, over)
     blocks = {}
     for name, sizes in backend_blocks(platform).items():
@@ -268,11 +286,25 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {text[0]}"[:200] if not isinstance(error, Unable) else text[0]
 
 
-def product_rate(size: int, repeats: int) -> float:
-    """TFLOP/s of XLA's product of two square float32 matrices."""
-    x = jnp.ones((size, size), jnp.float32)
-    product = jax.jit(jnp.matmul)
-    return 2.0 * size**3 / fastest({"product": lambda: product(x, x)}, repeats)["product"] / 1e12
+def beside_products(tokens: int, repeats: int) -> dict[str, Any]:
+    """Attention of two heads beside XLA's product of two square matrices and torch SDPA, in turns, in float32."""
+    case = Case(f"beside products, {tokens} tokens", tokens, 2, 2, None)
+    inputs, size = case.inputs(jnp.float32), min(2048, tokens)
+    x, product = jnp.ones((size, size), jnp.float32), jax.jit(jnp.matmul)
+    ours_kinds = _jax_kinds(ours(case, "reference"), inputs, case)
+    torch_kinds = torch_programs(case, "cpu", inputs)["torch sdpa"]
+    made: dict[str, Any] = {"tokens": tokens, "heads": 2, "head_dim": HEAD_DIM}
+    for kind, work in (("forward", 1.0), ("forward and gradients", 3.5)):
+        runs: dict[str, Program] = {"product": lambda: product(x, x), "reference": ours_kinds[kind]}
+        if not isinstance(torch_kinds, str):
+            runs["torch sdpa"] = torch_kinds[kind]
+        flops = {"product": 2.0 * size**3} | dict.fromkeys(("reference", "torch sdpa"), work * case.flops())
+        rates = {name: flops[name] / seconds / 1e12 for name, seconds in fastest(runs, repeats).items()}
+        made[kind] = {f"{name}, TFLOP/s": rate for name, rate in rates.items()}
+        made[kind]["reference / product"] = rates["reference"] / rates["product"]
+        if "torch sdpa" in rates:
+            made[kind]["reference / torch sdpa"] = rates["reference"] / rates["torch sdpa"]
+    return made
 
 
 def print_case(name: str, report: Mapping[str, Any]) -> None:
@@ -284,31 +316,71 @@ def print_case(name: str, report: Mapping[str, Any]) -> None:
             print(f"    {program:24}", f"{numbers[0]:9.3f} ms {numbers[1]:8.2f} TFLOP/s" if numbers else result)
 
 
-def main(words: list[str] | None = None) -> int:
+def work(args: argparse.Namespace, journal: Journal) -> None:
+    """Measures what the journal does not hold yet."""
+    platform = jax.default_backend()
+    over = args.over - time.time() + time.perf_counter()
+    done = journal.finished()
+    problems = [case for case in cases(args.shrink) if args.only in case.name]
+    if not done:
+        journal.finish("device", jax.devices()[0].device_kind)
+        journal.finish("names", [case.name for case in problems])
+    if platform == "cpu" and not args.only:
+        for tokens in (4096 // args.shrink**2, 16384 // args.shrink**2):
+            name = f"{tokens} tokens"
+            if name in done or journal.failed(BESIDE, name) or time.perf_counter() > over:
+                continue
+            journal.begin(BESIDE, name)
+            result = beside_products(tokens, args.repeats)
+            journal.finish(name, result)
+            for kind in ("forward", "forward and gradients"):
+                numbers = (f"{key} {number:.3g}" for key, number in result[kind].items())
+                print(f"{BESIDE}, {name}, {kind}:", ", ".join(numbers), flush=True)
+    for case in problems:
+        if case.name in done:
+            continue
+        if time.perf_counter() > over:
+            journal.finish(case.name, "not measured: the time was over")
+        elif reason := journal.failed(case.name, "making it"):
+            journal.finish(case.name, reason)
+        else:
+            report = measure(case, platform, over, args.repeats, journal)
+            journal.finish(case.name, report)
+            print_case(case.name, report)
+
+
+def arguments(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--machine", default="", help="the machine in words, for the report")
     parser.add_argument("--out", type=Path, help="folder for the report")
     parser.add_argument("--seconds", type=float, default=400.0, help="begin nothing new after this long")
+    parser.add_argument("--patience", type=float, default=90.0, help="what does nothing for so many seconds hangs")
     parser.add_argument("--repeats", type=int, default=5, help="runs of which the fastest counts")
     parser.add_argument("--shrink", type=int, default=1, help="divide the sides of pictures by this")
     parser.add_argument("--only", default="", help="problems whose name has this")
-    args = parser.parse_args(words)
-    platform = jax.default_backend()
-    over = time.perf_counter() + args.seconds
-    report: dict[str, Any] = {"device": jax.devices()[0].device_kind, "shrink": args.shrink}
-    if platform == "cpu":
-        report["XLA's product, TFLOP/s"] = product_rate(2048 // args.shrink, args.repeats)
-    problems = {case.name: case for case in cases(args.shrink) if args.only in case.name}
-    report["problems"] = {}
-    for name, case in problems.items():
-        if time.perf_counter() > over:
-            report["problems"][name] = "not measured: the time was over"
-            continue
-        report["problems"][name] = measure(case, platform, over, args.repeats)
-        print_case(name, report["problems"][name])
+    parser.add_argument("--over", type=float, default=0.0, help=argparse.SUPPRESS)  # of a worker: when, by time.time
+    parser.add_argument("--journal", type=Path, help=argparse.SUPPRESS)  # of a worker: its file
+    return parser.parse_args(words)
+
+
+def main(words: list[str] | None = None) -> int:
+    words = sys.argv[1:] if words is None else words
+    args = arguments(words)
+    if args.journal:
+        work(args, Journal(args.journal))
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        journal = Journal(Path(folder) / "journal")
+        started = ["--journal", str(journal.path), "--over", str(time.time() + args.seconds)]
+        command = [sys.executable, os.path.abspath(__file__), *words, *started]
+        ended = supervise(command, journal, seconds=args.seconds + args.patience / 2, patience=args.patience)
+        found = journal.finished()
+    device, names = found.pop("device", "unknown"), found.pop("names", [])
+    problems = {name: found.pop(name, "not measured: the time was over") for name in names}
     if args.out:
-        print(save_report(args.out, "attention", args.machine, report, device=report["device"]))
-    return 0
+        report = {"device": device, "shrink": args.shrink, "problems": problems} | ({BESIDE: found} if found else {})
+        print(save_report(args.out, "attention", args.machine, report, device=device))
+    return 0 if ended else 1
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
     python tools/tune_attention.py
 
 Each kernel of the device runs with each of its candidates, dense and with references that do not read the video; the
-least sum of times wins. Candidates that do not compile, or do not fit the device, are left out. The table's other
-devices stay as they are. Without an accelerator kernels are interpreted: for tests of this tool, with `--table`.
+least sum of times wins. Candidates that do not compile, or do not fit the device, are left out. Where the device has
+several backends, the one whose forward and backward pass take the least time is written down as the fastest, which
+"auto" is from then on. The table's other devices stay as they are. Without an accelerator kernels are interpreted: for
+tests of this tool, with `--table`.
 """
 
 import argparse
@@ -71,8 +73,8 @@ def best(
     problems: list[Case],
     repeats: int,
     interpret: bool,
-) -> tuple[int, ...] | None:
-    """The candidate with the least sum of times over the problems; None if none compiles."""
+) -> tuple[tuple[int, ...], float] | None:
+    """The candidate with the least sum of times over the problems, and these seconds; None if none compiles."""
     totals: dict[tuple[int, ...], float] = {}
     for sizes in candidates:
         try:
@@ -82,7 +84,16 @@ def best(
             print(f"{backend} {kernel} {sizes}: {type(error).__name__}: {str(error).splitlines()[:1]}", flush=True)
             continue
         print(f"{backend} {kernel} {sizes}: {1e3 * totals[sizes]:.3f} ms", flush=True)
-    return min(totals, key=lambda sizes: totals[sizes]) if totals else None
+    return min(totals.items(), key=lambda item: item[1]) if totals else None
+
+
+def passes(seconds: dict[str, float]) -> float | None:
+    """Of a forward and a backward pass, from the best times of a backend's kernels; None if one of them is missing.
+
+    A gradient's kernel is timed within the whole backward pass: the least of these times has the better of two sizes.
+    """
+    backward = [time for kernel, time in seconds.items() if kernel != "forward"]
+    return seconds["forward"] + min(backward) if backward and "forward" in seconds else None
 
 
 def main(words: list[str] | None = None) -> int:
@@ -98,12 +109,16 @@ def main(words: list[str] | None = None) -> int:
     dense, *others = cases(args.shrink)
     problems = [dense, *(case for case in others if case.name.startswith("unidirectional"))]
     table = json.loads(args.table.read_text()) if args.table.exists() else {}
+    seconds: dict[str, dict[str, float]] = {}
     for backend in backends:
         for kernel, candidates in CANDIDATES[backend].items():
             interpret = platform not in BACKENDS
-            sizes = best(backend, kernel, candidates[: args.most], problems, args.repeats, interpret)
-            if sizes is not None:
-                table.setdefault(kind, {}).setdefault(backend, {})[kernel] = list(sizes)
+            found = best(backend, kernel, candidates[: args.most], problems, args.repeats, interpret)
+            if found is not None:
+                table.setdefault(kind, {}).setdefault(backend, {})[kernel] = list(found[0])
+                seconds.setdefault(backend, {})[kernel] = found[1]
+    if len(backends) > 1 and (whole := {backend: both for backend in seconds if (both := passes(seconds[backend]))}):
+        table[kind]["fastest"] = min(whole, key=lambda backend: whole[backend])
     args.table.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")
     print(f"{args.table}: {kind}")
     return 0

@@ -11,7 +11,11 @@ from kaleido_jax.layout import Segment, TokenLayout
 from kaleido_jax.masks import (
     TokenMask,
     bidirectional,
+    emphasis,
     foreground_background,
+    own_shot,
+    separate_references,
+    separate_subjects,
     shot_causal,
     unidirectional,
     visibility,
@@ -28,20 +32,21 @@ def foreground(layout):
     return np.arange(layout.tokens()) % 48 < 20
 
 
+# A batch of 3, 1 and 0 references: absent tokens are read by nobody.
+LENGTHS = np.array([[144, 48, 48, 48], [144, 48, 0, 0], [96, 0, 0, 0]])
 MASKS = {
-    # Batches of 3, 1 and 0 references: absent tokens are read by nobody.
-    "kaleido": visibility(
-        KALEIDO,
-        bidirectional,
-        contents=KALEIDO.contents(lengths=np.array([[144, 48, 48, 48], [144, 48, 0, 0], [96, 0, 0, 0]])),
-    ),
+    "kaleido": visibility(KALEIDO, bidirectional, contents=KALEIDO.contents(lengths=LENGTHS)),
     "unidirectional": visibility(KALEIDO, unidirectional),
     "shot-causal": visibility(SHOTS, shot_causal),
+    "separate references": visibility(KALEIDO, separate_references),
+    "separate subjects": visibility(KALEIDO, separate_subjects, contents=KALEIDO.contents(lengths=LENGTHS)),
+    "emphasis": visibility(KALEIDO, emphasis),
+    "own shot": visibility(SHOTS, own_shot),
     "packing": visibility(SHOTS, contents=SHOTS.contents(samples=np.array([[0, 0, 1, 2]]))),
     "foreground and background": foreground_background(KALEIDO, jnp.asarray(foreground(KALEIDO))),
 }
 # Where the AND of bits proves all that is fully visible; elsewhere blocks straddle tokens of other bits.
-PROVES_FULL = {"kaleido", "unidirectional", "packing"}
+PROVES_FULL = {"kaleido", "unidirectional", "separate references", "separate subjects", "emphasis", "packing"}
 
 
 def lists_of(mask):

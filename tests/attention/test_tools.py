@@ -3,6 +3,7 @@
 import importlib
 import json
 import pathlib
+import sys
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def test_fractions_are_those_of_the_dense_mask(tool):
             np.testing.assert_allclose(case.visible, visible.mean())
 
 
-def test_the_benchmark_reports_every_program_and_says_what_is_missing(tool, tmp_path, capsys):
+def test_the_benchmark_reports_every_program_and_says_what_is_missing(tool, tmp_path, capfd):
     words = ["--shrink", "16", "--repeats", "1", "--only", "documents", "--out", str(tmp_path), "--machine", "a test"]
     assert tool("bench_attention").main(words) == 0
     (path,) = tmp_path.glob("attention-cpu-*.json")
@@ -41,19 +42,65 @@ def test_the_benchmark_reports_every_program_and_says_what_is_missing(tool, tmp_
         assert problem[kind]["reference"]["milliseconds"] > 0
     assert problem["forward"]["torch flex_attention"] == "is for GPUs"
     assert report["device"] == "cpu" and 0 < problem["f"] < 1
-    assert "TFLOP/s" in capsys.readouterr().out
+    assert "TFLOP/s" in capfd.readouterr().out
 
 
-def test_nothing_begins_once_the_time_is_over(tool, capsys):
-    assert tool("bench_attention").main(["--shrink", "16", "--seconds", "-1", "--repeats", "1"]) == 0
-    assert "ms" not in capsys.readouterr().out
+def test_nothing_begins_once_the_time_is_over_and_what_failed_is_left_out(tool, tmp_path, capsys):
+    bench, Journal = tool("bench_attention"), tool("supervise").Journal
+    journal = Journal(tmp_path / "journal")
+    bench.work(bench.arguments(["--shrink", "16", "--over", "1"]), journal)
+    results = journal.finished()
+    assert set(results.pop("names")) == set(results) - {"device"} and "ms" not in capsys.readouterr().out
+    assert results["dense, 64 tokens"] == "not measured: the time was over"
+    journal = Journal(tmp_path / "another")
+    journal.fail(["dense, 64 tokens", "making it"], "the process ended with -6")
+    bench.work(bench.arguments(["--shrink", "16", "--over", "1e12", "--only", "dense, 64"]), journal)
+    assert journal.finished()["dense, 64 tokens"] == "the process ended with -6"
+
+
+def test_the_reference_is_measured_beside_products(tool):
+    report = tool("bench_attention").beside_products(64, 1)
+    for kind in ("forward", "forward and gradients"):
+        rates = report[kind]
+        assert rates["reference / product"] == rates["reference, TFLOP/s"] / rates["product, TFLOP/s"] > 0
+
+
+WORKER = """
+import os, sys, time
+sys.path.insert(0, {tools!r})
+from pathlib import Path
+from supervise import Journal
+journal = Journal(Path({path!r}))
+for name in ("fine", "hangs", "crashes", "fine too"):
+    if name in journal.finished() or journal.failed("programs", name):
+        continue
+    journal.begin("programs", name)
+    if name == "hangs":
+        time.sleep(60)
+    if name == "crashes":
+        os.abort()
+    journal.finish(name, name.upper())
+"""
+
+
+def test_what_hangs_or_crashes_is_left_out_and_the_rest_is_measured(tool, tmp_path):
+    supervise = tool("supervise")
+    path = tmp_path / "journal"
+    command = [sys.executable, "-c", WORKER.format(tools=str(TOOLS), path=str(path))]
+    journal = supervise.Journal(path)
+    assert supervise.supervise(command, journal, seconds=120, patience=4)
+    assert journal.finished() == {"fine": "FINE", "fine too": "FINE TOO"}
+    assert journal.failed("programs", "hangs") == "nothing happened for 4 s"
+    assert journal.failed("programs", "crashes") == "the process ended with -6"
+    assert not supervise.supervise([sys.executable, "-c", "1 / 0"], journal, seconds=60, patience=9)  # no worker
 
 
 def test_the_tuner_writes_the_fastest_and_keeps_other_devices(tool, tmp_path, monkeypatch):
     table, tune = tmp_path / "table.json", tool("tune_attention")
     table.write_text('{"other": {"pallas_tpu": {"forward": [512, 1024]}}}')
     slow, fast, broken = (128, 64, 8), (64, 64, 4), (7, 7, 7)
-    monkeypatch.setattr(tune, "CANDIDATES", {"pallas_triton": {"forward": [broken, slow, fast]}})
+    triton = {"forward": [broken, slow, fast], "backward": [slow]}
+    monkeypatch.setattr(tune, "CANDIDATES", {"pallas_triton": triton, "pallas_gpu": {"forward": [slow]}})
     programs = tune.programs
 
     def stubs(backend, kernel, sizes, case, interpret):
@@ -69,6 +116,10 @@ def test_the_tuner_writes_the_fastest_and_keeps_other_devices(tool, tmp_path, mo
     monkeypatch.setattr(tune, "fastest", fastest)
     assert tune.main(["--shrink", "16", "--table", str(table), "--repeats", "1"]) == 0
     assert json.loads(table.read_text()) == {
-        "cpu": {"pallas_triton": {"forward": [64, 64, 4]}},
+        "cpu": {  # pallas_gpu has no backward pass here, and so is not the fastest
+            "pallas_triton": {"forward": [64, 64, 4], "backward": [128, 64, 8]},
+            "pallas_gpu": {"forward": [128, 64, 8]},
+            "fastest": "pallas_triton",
+        },
         "other": {"pallas_tpu": {"forward": [512, 1024]}},
     }
