@@ -1,4 +1,4 @@
-"""`kaleido generate` with a model of text alone that has two transformers, a LoRA for each, and tiles."""
+"""`kaleido generate` with Wan's own models: two transformers with a LoRA for each, and a picture as first latents."""
 
 import dataclasses
 import json
@@ -7,6 +7,7 @@ import shlex
 import numpy as np
 
 from kaleido_jax.bundle import Experts
+from kaleido_jax.pipeline.pipeline import Pipeline
 from kaleido_jax.porting.lora import Lora, write
 from kaleido_jax.testing.tiny import TINY_CONFIG, save_tiny_bundle
 
@@ -42,3 +43,25 @@ def test_text_to_video_with_two_experts(kaleido, folder):
     plain = save_tiny_bundle(folder / "plain", dataclasses.replace(CONFIG, experts=None))
     code, _, err = kaleido("generate", "--model", plain, "--prompt", PROMPT, *low)
     assert code == 2 and "tiny has one transformer" in err
+
+
+def test_a_picture_takes_the_place_of_the_first_latents(kaleido, folder):
+    """As TI2V-5B has it, which also makes videos of text alone."""
+    config = dataclasses.replace(CONFIG, experts=None, options=("frames=first-latent",))
+    model = save_tiny_bundle(folder / "ti2v", config)
+    code, _, err = kaleido("generate", "--model", model, "--prompt", PROMPT, "--reference", "cat.png", "--out", "a.mp4")
+    assert code == 0, err
+    pipeline = Pipeline.load(model)
+    make = lambda *references: pipeline(references=references, prompt=PROMPT)
+    video, other, text = make("cat.png"), make("dog.jpg"), make()
+    given = pipeline.encode_references(video.references, video.settings)
+    assert len(given) == 1 and given[0].shape == (1, 1, 4, 6, 4) and video.latents.shape == (2, 4, 6, 4)
+    np.testing.assert_array_equal(video.latents[:1], given[0][0])
+    for one in (other, text):  # what the picture shows reaches the latents after it
+        assert np.abs(one.latents[1] - video.latents[1]).max() > 1e-4
+    video.save("b.mp4")
+    assert (folder / "a.mp4").read_bytes() == (folder / "b.mp4").read_bytes()
+    code, _, err = kaleido(
+        "generate", "--model", model, "--prompt", PROMPT, "--reference", "cat.png", "--reference", "dog.jpg"
+    )
+    assert code == 2 and "There are 2 pictures; this model takes one, the first frame, or none" in err

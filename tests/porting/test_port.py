@@ -106,11 +106,13 @@ def test_what_no_other_project_computes_stays_ours(tmp_path, changes):
     assert inspect(tmp_path / "ours").config == config
 
 
-@pytest.mark.parametrize("image", [None, 24])
+@pytest.mark.parametrize("image", [None, "a frame", "two frames"])
 def test_diffusers_loads_what_we_write(tmp_path, image):
     """Saved by diffusers, through the original layout and our arrays, and loaded by diffusers: equal outputs."""
-    config = TINY if image is None else TINY.__class__(**{**vars(TINY), "image_dim": image, "in_channels": 9})
-    model = randomise(diffusers_model(config), 0)
+    config = TINY if image is None else dataclasses.replace(TINY, image_dim=24, in_channels=9)
+    if image == "two frames":
+        config = dataclasses.replace(config, image_positions=14)
+    model = randomise(diffusers_model(config, pos_embed_seq_len=config.image_positions), 0)
     model.save_pretrained(tmp_path / "theirs")
     port(tmp_path / "theirs", tmp_path / "original", to="original")
     port(tmp_path / "original", tmp_path / "arrays", to="orbax")
@@ -119,6 +121,8 @@ def test_diffusers_loads_what_we_write(tmp_path, image):
     again, information = WanTransformer3DModel.from_pretrained(tmp_path / "diffusers", output_loading_info=True)
     assert not any(information.values()), information
     inputs = random_inputs(config, 1, 2, 4, 6)
+    if image == "two frames":  # rows of a batch there
+        inputs = dataclasses.replace(inputs, image=np.random.default_rng(1).standard_normal((2, 7, 24), np.float32))
     with torch.no_grad():
         assert torch.equal(run_peer(model, inputs), run_peer(again.eval(), inputs))
 
@@ -370,6 +374,10 @@ def test_the_folder_of_kaleidos_own_code(tmp_path):
     assert list(document) == ["module"] and fused.shape == (512, 256) and fused.dtype == torch.bfloat16
     port(tmp_path / "sat", tmp_path / "back", to="diffusers")
     assert_same_bits(tensors_of(tmp_path / "back"), tensors_of(source))
+    file = tmp_path / "sat" / "1" / "mp_rank_00_model_states.pt"
+    file.rename(file.with_name("fsdp2_rank_0000_checkpoint.pt"))  # its other name, after training with FSDP
+    found = inspect(tmp_path / "sat")
+    assert (found.layout, found.problems) == ("kaleido-sat", [])
     (tmp_path / "sat" / "latest").write_text("../sat/1")
     with pytest.raises(InputError, match=r"latest: names '\.\./sat/1', which is no folder beside it"):
         port(tmp_path / "sat", tmp_path / "again", to="diffusers")

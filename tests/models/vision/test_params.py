@@ -17,7 +17,7 @@ from kaleido_jax.errors import InputError
 from kaleido_jax.models.vision import VisionConfig
 from kaleido_jax.models.vision.modeling import SelfAttention
 from kaleido_jax.models.vision.params import LAYOUTS, config_document, config_from, mapping
-from kaleido_jax.porting.formats import family_of
+from kaleido_jax.porting.formats import family_of, recognise
 from kaleido_jax.testing import relative_error
 from kaleido_jax.testing.vision import file_shapes, peer
 
@@ -79,79 +79,89 @@ def test_sizes_that_cannot_be_told_are_named():
         config_document(dataclasses.replace(SMALL["dinov2"], ffn_dim=25))
 
 
-# The original files' names and shapes at the released sizes, written from their code: outside the blocks, then those of
-# a block behind the prefix.
+# The original files' names and shapes, written from their code: those outside the blocks, what the names of a block
+# begin with, and those of a block behind that.
+
+
+def norms(dim: int, *names: str) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.{part}": (dim,) for name in names for part in ("weight", "bias")}
+
+
+def linear(name: str, outputs: int, inputs: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def wans_clip(dim: int, patch: int, tokens: int, projection: int):
+    """Wan's rewriting of open-clip's XLM-RoBERTa release."""
+    outside = {
+        "visual.cls_embedding": (1, 1, dim), "visual.pos_embedding": (1, tokens, dim),
+        "visual.patch_embedding.weight": (dim, 3, patch, patch), "visual.head": (dim, projection),
+        **norms(dim, "visual.pre_norm", "visual.post_norm"),
+    }  # fmt: skip
+    block = norms(dim, "norm1", "norm2") | linear("attn.to_qkv", 3 * dim, dim) | linear("attn.proj", dim, dim)
+    return outside, "visual.transformer.{}.", block | linear("mlp.0", 4 * dim, dim) | linear("mlp.2", dim, 4 * dim)
+
+
+def open_clip(dim: int, patch: int, tokens: int, projection: int):
+    """open-clip's own files and OpenAI's."""
+    outside = {
+        "visual.class_embedding": (dim,), "visual.positional_embedding": (tokens, dim),
+        "visual.conv1.weight": (dim, 3, patch, patch), "visual.proj": (dim, projection),
+        **norms(dim, "visual.ln_pre", "visual.ln_post"),
+    }  # fmt: skip
+    block = {
+        **norms(dim, "ln_1", "ln_2"), "attn.in_proj_weight": (3 * dim, dim), "attn.in_proj_bias": (3 * dim,),
+        **linear("attn.out_proj", dim, dim), **linear("mlp.c_fc", 4 * dim, dim), **linear("mlp.c_proj", dim, 4 * dim),
+    }  # fmt: skip
+    return outside, "visual.transformer.resblocks.{}.", block
+
+
+def dino(dim: int, patch: int = 16, tokens: int = 197):
+    outside = {
+        "cls_token": (1, 1, dim), "pos_embed": (1, tokens, dim), "patch_embed.proj.weight": (dim, 3, patch, patch),
+        "patch_embed.proj.bias": (dim,), **norms(dim, "norm"),
+    }  # fmt: skip
+    block = norms(dim, "norm1", "norm2") | linear("attn.qkv", 3 * dim, dim) | linear("attn.proj", dim, dim)
+    return outside, "blocks.{}.", block | linear("mlp.fc1", 4 * dim, dim) | linear("mlp.fc2", dim, 4 * dim)
+
+
+def dinov2(dim: int, *, registers: bool = False, gated: bool = False):
+    outside, prefix, block = dino(dim, 14, 1370)
+    outside |= {"mask_token": (1, dim)} | ({"register_tokens": (1, 4, dim)} if registers else {})
+    block |= {"ls1.gamma": (dim,), "ls2.gamma": (dim,)}
+    if gated:
+        hidden = 8 * dim // 3
+        block = {name: shape for name, shape in block.items() if not name.startswith("mlp.")}
+        block |= linear("mlp.w12", 2 * hidden, dim) | linear("mlp.w3", dim, hidden)
+    return outside, prefix, block
+
+
 ORIGINALS = {
-    ("clip_h14", "wan"): (
-        {
-            "visual.cls_embedding": (1, 1, 1280), "visual.pos_embedding": (1, 257, 1280),
-            "visual.patch_embedding.weight": (1280, 3, 14, 14), "visual.head": (1280, 1024),
-            "visual.pre_norm.weight": (1280,), "visual.pre_norm.bias": (1280,),
-            "visual.post_norm.weight": (1280,), "visual.post_norm.bias": (1280,),
-        },
-        "visual.transformer.{}.",
-        {
-            "norm1.weight": (1280,), "norm1.bias": (1280,), "norm2.weight": (1280,), "norm2.bias": (1280,),
-            "attn.to_qkv.weight": (3840, 1280), "attn.to_qkv.bias": (3840,),
-            "attn.proj.weight": (1280, 1280), "attn.proj.bias": (1280,),
-            "mlp.0.weight": (5120, 1280), "mlp.0.bias": (5120,), "mlp.2.weight": (1280, 5120), "mlp.2.bias": (1280,),
-        },
-    ),
-    ("clip_b32", "open_clip"): (
-        {
-            "visual.class_embedding": (768,), "visual.positional_embedding": (50, 768),
-            "visual.conv1.weight": (768, 3, 32, 32), "visual.proj": (768, 512),
-            "visual.ln_pre.weight": (768,), "visual.ln_pre.bias": (768,),
-            "visual.ln_post.weight": (768,), "visual.ln_post.bias": (768,),
-        },
-        "visual.transformer.resblocks.{}.",
-        {
-            "ln_1.weight": (768,), "ln_1.bias": (768,), "ln_2.weight": (768,), "ln_2.bias": (768,),
-            "attn.in_proj_weight": (2304, 768), "attn.in_proj_bias": (2304,),
-            "attn.out_proj.weight": (768, 768), "attn.out_proj.bias": (768,),
-            "mlp.c_fc.weight": (3072, 768), "mlp.c_fc.bias": (3072,),
-            "mlp.c_proj.weight": (768, 3072), "mlp.c_proj.bias": (768,),
-        },
-    ),
-    ("dino_s16", "original"): (
-        {
-            "cls_token": (1, 1, 384), "pos_embed": (1, 197, 384), "patch_embed.proj.weight": (384, 3, 16, 16),
-            "patch_embed.proj.bias": (384,), "norm.weight": (384,), "norm.bias": (384,),
-        },
-        "blocks.{}.",
-        {
-            "norm1.weight": (384,), "norm1.bias": (384,), "norm2.weight": (384,), "norm2.bias": (384,),
-            "attn.qkv.weight": (1152, 384), "attn.qkv.bias": (1152,),
-            "attn.proj.weight": (384, 384), "attn.proj.bias": (384,),
-            "mlp.fc1.weight": (1536, 384), "mlp.fc1.bias": (1536,),
-            "mlp.fc2.weight": (384, 1536), "mlp.fc2.bias": (384,),
-        },
-    ),
-    ("dinov2_g14 with registers", "original"): (
-        {
-            "cls_token": (1, 1, 1536), "mask_token": (1, 1536), "register_tokens": (1, 4, 1536),
-            "pos_embed": (1, 1370, 1536), "patch_embed.proj.weight": (1536, 3, 14, 14),
-            "patch_embed.proj.bias": (1536,), "norm.weight": (1536,), "norm.bias": (1536,),
-        },
-        "blocks.{}.",
-        {
-            "norm1.weight": (1536,), "norm1.bias": (1536,), "norm2.weight": (1536,), "norm2.bias": (1536,),
-            "ls1.gamma": (1536,), "ls2.gamma": (1536,),
-            "attn.qkv.weight": (4608, 1536), "attn.qkv.bias": (4608,),
-            "attn.proj.weight": (1536, 1536), "attn.proj.bias": (1536,),
-            "mlp.w12.weight": (8192, 1536), "mlp.w12.bias": (8192,),
-            "mlp.w3.weight": (1536, 4096), "mlp.w3.bias": (1536,),
-        },
-    ),
-}  # fmt: skip
+    ("clip_h14", "wan"): wans_clip(1280, 14, 257, 1024),
+    ("clip_h14", "open_clip"): open_clip(1280, 14, 257, 1024),
+    ("clip_b32", "open_clip"): open_clip(768, 32, 50, 512),
+    ("clip_l14", "open_clip"): open_clip(1024, 14, 257, 768),
+    ("dino_s16", "original"): dino(384),
+    ("dino_b16", "original"): dino(768),
+    ("dinov2_s14", "original"): dinov2(384),
+    ("dinov2_b14", "original"): dinov2(768),
+    ("dinov2_l14", "original"): dinov2(1024),
+    ("dinov2_g14", "original"): dinov2(1536, gated=True),
+    ("dinov2_b14 with registers", "original"): dinov2(768, registers=True),
+    ("dinov2_g14 with registers", "original"): dinov2(1536, registers=True, gated=True),
+}
 
 
 @pytest.mark.parametrize(("name", "layout"), ORIGINALS)
 def test_original_names_are_those_of_the_files(name, layout):
+    """And the files are known by them."""
     config = RELEASES[name][0]
     outside, prefix, block = ORIGINALS[name, layout]
     blocks = {prefix.format(i) + key: shape for i in range(config.layers) for key, shape in block.items()}
     assert family_of(config).torch_shapes(config, layout) == outside | blocks
+    assert config_from(outside | blocks, layout) == config
+    row = recognise(outside | blocks)
+    assert (row.family, row.layout) == (family_of(config), layout)
 
 
 @pytest.mark.parametrize(("family", "layout"), CASES)
