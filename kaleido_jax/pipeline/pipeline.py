@@ -102,7 +102,7 @@ class Pipeline:
         if bundle.config.experts is not None and (self.method.data == "scene" or self.method.reconstructs):
             raise InputError(f"{bundle.config.name} has two transformers, which {self.method.name} does not know.")
         if self.method.needs_mmdit:
-            raise InputError(f"{bundle.config.name} is a Wan, which does not read prompts in its sequence (prompts_in).")
+            raise InputError(f"{bundle.config.name} is a Wan, which reads no prompts in its sequence (prompts_in).")
         modules = bundle.networks
         self._graphs = {name: nnx.split(module)[0] for name, module in modules.items()}
         self.weights = {name: parameters(module) for name, module in modules.items()}

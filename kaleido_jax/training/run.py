@@ -78,8 +78,8 @@ class Run:
         self.method = create_method(experiment.method, experiment.scheme, experiment.options)
         if self.method.needs_mmdit:
             raise UsageError(
-                f"{experiment.method} is to read prompts in the sequence; `kaleido train` trains Wan's transformer, which "
-                "reads them by cross-attention. Leave prompts_in out."
+                f"{experiment.method} is to read prompts in the sequence; `kaleido train` trains Wan's transformer, "
+                "which reads them by cross-attention. Leave prompts_in out."
             )
         if encoded and self.method.data != "pictures":
             raise UsageError(f"data.source is encoded; {experiment.method} trains on a {self.method.data} of the world")

@@ -9,7 +9,9 @@ from PIL import Image
 from kaleido_jax.data.perturbations import FAULTS, STRENGTHS, augmented, perturbed, strangers
 from kaleido_jax.data.world import Sample, World
 from kaleido_jax.errors import UsageError
-from kaleido_jax.training.experiment import DataConfig
+from kaleido_jax.models.text import UMT5Config
+from kaleido_jax.models.wan import WanConfig
+from kaleido_jax.training.experiment import DataConfig, Experiment
 from kaleido_jax.training.run import Run
 
 SIZE = (48, 64)
@@ -108,3 +110,17 @@ def test_training_draws_them_and_what_is_held_out_stays_whole():
         np.testing.assert_array_equal(one, other)
     with pytest.raises(ValueError, match=r"data\.perturbed is a share"):
         DataConfig(perturbed=2.0)
+    with pytest.raises(UsageError, match="not the group that anyid trains on"):
+        Run(
+            Experiment(
+                name="a",
+                method="anyid",
+                transformer=WanConfig(dim=8, ffn_dim=8, heads=1, layers=1),
+                text=UMT5Config.miniature(vocab_size=8),
+                data=DataConfig(perturbed=0.5),
+            ),
+            ".",
+            world=world,
+            vae=None,
+            tokenizer=SimpleNamespace(vocab_size=8),
+        )

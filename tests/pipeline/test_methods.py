@@ -102,3 +102,10 @@ def test_a_scene_of_shots(attention, tmp_path):
         pipeline(references=[], prompt="a red cat || || walks")
     with pytest.raises(UsageError, match="There are 1 references, and lct takes none"):
         pipeline(references=[picture(0)], prompt="a red cat || walks")
+
+
+def test_a_scene_for_another_network():
+    options = ("global_prompt=dummy", "prompts_in=sequence")
+    config = dataclasses.replace(TINY_CONFIG, method="lct", scheme="interleaved", options=options)
+    with pytest.raises(InputError, match=r"tiny is a Wan, which reads no prompts in its sequence"):
+        Pipeline(tiny_bundle(config))
