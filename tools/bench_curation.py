@@ -1,14 +1,22 @@
 """What curation with classical models finds on the procedural world, where the truth is known, and how fast it is.
 
     python tools/bench_curation.py --clips 120
-    python tools/bench_curation.py --clips 60 --speed
+    python tools/bench_curation.py --clips 400 --speed --rounds 3
 
 Needs the extras `curation` and `data`. The first prints segmentation, grounding, categories and the check of the cross
-pairs; `--speed` prints clips a second of every stage, and what Beam costs and a second process gains over a plain loop.
+pairs; `--speed` prints clips a second of every stage, what Beam costs and a second process gains over a plain loop, and
+how much memory each run took. Runs of a round follow each other, so that their ratios hold on a machine that is busy
+with other work too. `--json FILE` writes everything that is printed as numbers.
 """
 
 import argparse
+import json
+import os
 import re
+import resource
+import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,12 +27,13 @@ import numpy as np
 
 from kaleido_jax import config as configuration
 from kaleido_jax.curation import assemble
+from kaleido_jax.curation.encoding import encoder
 from kaleido_jax.curation.engine import Runner, curate, entries
 from kaleido_jax.curation.pictures import mask_overlap
 from kaleido_jax.curation.readers import read
 from kaleido_jax.curation.records import Candidate, Clip
 from kaleido_jax.curation.settings import Curation
-from kaleido_jax.curation.stages import find_shots, read_clip, stages
+from kaleido_jax.curation.stages import decoder, find_shots, read_clip, stages
 from kaleido_jax.curation.store import Store
 from kaleido_jax.curation.taxonomy import default_taxonomy
 from kaleido_jax.data.lexicon import ANY_NOUNS, NOUN_SYNONYMS
@@ -77,7 +86,7 @@ def truth_of(sample: Sample, clip: Clip, one: Candidate) -> tuple[float, float]:
     return overlaps[subject_meant(sample, clip, one) - 1], max(overlaps)
 
 
-def print_quality(folder: Path, config: Curation, clips: int) -> None:
+def print_quality(folder: Path, config: Curation, clips: int) -> dict[str, float]:
     names = default_taxonomy()
     nouns = {*OBJECTS, *ANY_NOUNS, *NOUN_SYNONYMS, *(word for words in NOUN_SYNONYMS.values() for word in words)}
     said = right = found = named = 0
@@ -92,19 +101,24 @@ def print_quality(folder: Path, config: Curation, clips: int) -> None:
         rows += [(one.dropped, *truth_of(sample, clip, one)) for one in clip.candidates if one.masks is not None]
     kept = [row for row in rows if row[0] is None]
     dropped = [row for row in rows if row[0] is not None]
+    numbers = {"clips": clips, "segmented": len(rows), "kept": len(kept)}
+    numbers |= {"category_recall": found / said, "category_precision": right / named}
     print(f"{clips} clips, {len(rows)} subjects segmented, {len(kept)} kept")
     print(f"category: recall {found / said:.3f} of {said} nouns, precision {right / named:.3f} of {named} mentions")
     for label, group in (("segmented", rows), ("kept", kept), ("dropped", dropped)):
         if group:
             best, meant = np.array([row[2] for row in group]), np.array([row[1] for row in group])
+            numbers |= {f"{label}_miou": float(best.mean()), f"{label}_good": float((best > GOOD).mean())}
+            numbers[f"{label}_meant"] = float((meant == best).mean())
             print(
                 f"{label}: mIoU {best.mean():.3f}, IoU > {GOOD} for {(best > GOOD).mean():.3f}, "
                 f"the subject that is meant for {(meant == best).mean():.3f}",
                 flush=True,
             )
+    return numbers
 
 
-def print_pairs(folder: Path, config: Curation, output: Path) -> None:
+def print_pairs(folder: Path, config: Curation, output: Path) -> dict[str, float]:
     """No cross pair may show the scene that its video shows."""
     curate(config, folder, output, None)
     world, store = World(SIZE, FRAMES), Store(output)
@@ -128,27 +142,24 @@ def print_pairs(folder: Path, config: Curation, output: Path) -> None:
                 apart += scene(facts["source"]["id"]) != scene(plan["donor"])
     print(f"references: {references}, cross pairs {crossed / references:.3f}, asked for {config.pairs.cross}")
     print(f"set before another scene: {set_elsewhere}, of which another scene than the video's: {apart}")
+    return {"references": references, "cross": crossed, "set_elsewhere": set_elsewhere, "apart": apart}
 
 
-def print_speed(folder: Path, config: Curation, clips: int, work: Path) -> None:
-    """Clips a second, stage by stage, and of whole runs.
+def print_stages(folder: Path, config: Curation, clips: int, work: Path) -> dict[str, list[float]]:
+    """Clips a second, stage by stage.
 
-    By the clock, and by the processor time of this process, which does not count decoding but is not disturbed by what
-    else a machine does.
+    By the clock, and by the processor time of this process, which does not count decoding and encoding but is not
+    disturbed by what else a machine does.
     """
     sources = sorted(read(config, folder), key=lambda source: source.path)[:clips]
     spent: dict[str, np.ndarray] = {}
 
-    def now() -> np.ndarray:
-        return np.array([time.perf_counter(), time.process_time()])
-
     def timed(name, function, *arguments):
-        start = now()
+        start = np.array([time.perf_counter(), time.process_time()])
         result = function(*arguments)
-        spent[name] = spent.get(name, np.zeros(2)) + now() - start
+        spent[name] = spent.get(name, np.zeros(2)) - start + [time.perf_counter(), time.process_time()]
         return result
 
-    rates = lambda seconds: "{:.1f} clips/s, {:.1f} by processor time".format(*len(sources) / np.maximum(seconds, 1e-9))
     find_shots(sources[0], config)  # starts the decoder
     steps, store = stages(config), Store(work / "stages")
     for source in sources:
@@ -157,16 +168,47 @@ def print_speed(folder: Path, config: Curation, clips: int, work: Path) -> None:
             for stage in steps:
                 clip = timed(stage.name, stage, clip)
             timed("writing", store.write_clip, clip, config.frames.fps, config.frames.quality)
-    for name, seconds in spent.items():
-        print(f"{name}: {rates(seconds)}", flush=True)
-    for name, runner in (
-        ("plain loop", None),
-        ("Beam, 1 worker", Runner()),
-        ("Beam, 2 workers", Runner(workers=2)),
-    ):
-        start = now()
-        curate(config, folder, work / name.replace(" ", "-"), runner)
-        print(f"{name}: {rates(now() - start)}", flush=True)
+    rates = {name: (len(sources) / np.maximum(seconds, 1e-9)).tolist() for name, seconds in spent.items()}
+    for name, (clock, own) in rates.items():
+        print(f"{name}: {clock:.1f} clips/s, {own:.1f} by processor time", flush=True)
+    return rates
+
+
+RUNS = {"plain loop": None, "Beam, 1 worker": 1, "Beam, 2 workers": 2}
+
+
+def one_run(folder: Path, name: str, output: Path) -> None:
+    """A whole curation; prints seconds by the clock and of all processes, and the most memory that one of them held."""
+    workers, start = RUNS[name], time.perf_counter()
+    curate(configuration.load(CONFIG), folder, output, None if workers is None else Runner(workers=workers))
+    clock = time.perf_counter() - start
+    for helper in (decoder(configuration.load(CONFIG).limits), encoder()):
+        helper.close()  # so that their time is counted
+    own, others = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    busy = own.ru_utime + own.ru_stime + others.ru_utime + others.ru_stime
+    print(json.dumps([clock, busy, max(own.ru_maxrss, others.ru_maxrss) / 1024]))
+
+
+def print_runs(folder: Path, clips: int, work: Path, rounds: int) -> dict[str, object]:
+    """Whole runs, each in a process of its own: what Beam costs and a second worker gains, by the rounds' medians."""
+    seen: dict[str, list[list[float]]] = {name: [] for name in RUNS}
+    for number in range(rounds):
+        for name in RUNS:
+            command = [sys.executable, __file__, "--one", name, "--videos", str(folder)]
+            command += ["--output", str(work / f"{number}-{name}")]
+            answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            seen[name].append(json.loads(answer.strip().splitlines()[-1]))
+    for name, values in seen.items():
+        clock, busy, memory = (statistics.median(column) for column in zip(*values))
+        print(f"{name}: {clips / clock:.2f} clips/s, {clips / busy:.2f} a core-second, {memory:.0f} MiB", flush=True)
+    ratio = lambda a, b, column: statistics.median(one[column] / other[column] for one, other in zip(seen[a], seen[b]))
+    ratios = {
+        "beam_by_clock": ratio("Beam, 1 worker", "plain loop", 0),
+        "beam_by_processor_time": ratio("Beam, 1 worker", "plain loop", 1),
+        "second_worker": ratio("Beam, 1 worker", "Beam, 2 workers", 0),
+    }
+    print(json.dumps(ratios))
+    return {"seconds_clock_processor_and_mib": seen, "ratios": ratios}
 
 
 def main() -> None:
@@ -174,17 +216,29 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=120)
     parser.add_argument("--cross", type=float, default=0.4, help="the share of cross pairs")
     parser.add_argument("--speed", action="store_true", help="measure time instead")
+    parser.add_argument("--rounds", type=int, default=3, help="of whole runs, with --speed; 0 leaves them out")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
+    for name in ("--one", "--videos", "--output"):
+        parser.add_argument(name, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.one:
+        one_run(Path(options.videos), options.one, Path(options.output))
+        return
     config = configuration.load(CONFIG)
     config = replace(config, pairs=replace(config.pairs, cross=options.cross))
+    numbers: dict[str, object] = {"clips": options.clips, "cores": os.cpu_count(), "load": os.getloadavg()[0]}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "videos")
         write_world(folder, options.clips)
         if options.speed:
-            print_speed(folder, config, options.clips, Path(temporary))
+            numbers["stages_by_clock_and_processor_time"] = print_stages(folder, config, options.clips, Path(temporary))
+            if options.rounds:
+                numbers |= print_runs(folder, options.clips, Path(temporary), options.rounds)
         else:
-            print_quality(folder, config, options.clips)
-            print_pairs(folder, config, Path(temporary, "out"))
+            numbers |= print_quality(folder, config, options.clips)
+            numbers |= print_pairs(folder, config, Path(temporary, "out"))
+    if options.json:
+        options.json.write_text(json.dumps(numbers, indent=1) + "\n")
 
 
 if __name__ == "__main__":

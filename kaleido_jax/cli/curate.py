@@ -22,7 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--beam", action="append", default=[], metavar="OPTION", help="an option for Beam's runner; may be repeated"
     )
     parser.add_argument(
-        "--write", action="append", default=[], choices=("kaleido", "opens2v"), help="write this form as well"
+        "--write",
+        action="append",
+        default=[],
+        choices=("kaleido", "opens2v", "groups", "scenes", "edits"),
+        help="write this form as well",
     )
     parser.add_argument("--count", type=int, default=100, help="subjects on audit's page")
     parser.add_argument("--seed", type=int, default=0, help="of audit's choice")
@@ -56,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     settings = config.override(settings, args.overrides) if args.overrides else settings
 
     from kaleido_jax.curation.engine import Runner, curate
+    from kaleido_jax.curation.forms import FORMS
     from kaleido_jax.curation.writers import WRITERS
 
     runner = Runner(name=args.runner, workers=args.workers, options=tuple(args.beam))
@@ -63,7 +68,9 @@ def run(args: argparse.Namespace) -> int:
     for name, count in counters.items():
         print(f"{count:8d}  {name}")
     for form in args.write:
-        count = WRITERS[form](output / "dataset", output / form)
-        print(f"{count} samples in {output / form}")
+        if form in FORMS:
+            print(f"{FORMS[form](output, settings)} {form} in {output / form}")
+        else:
+            print(f"{WRITERS[form](output / 'dataset', output / form)} samples in {output / form}")
     print(f"{output / 'report.html'} shows what was kept and why not")
     return 0

@@ -13,24 +13,10 @@ import numpy as np
 from kaleido_jax.curation import pictures
 from kaleido_jax.curation.assemble import kept
 from kaleido_jax.curation.records import Drop, choose, fraction
+from kaleido_jax.curation.settings import GroupRules
 
 MODALITIES = ("face", "half body", "clip")
 MOST_SHOTS = 9  # of a scene (LCT, section 4.1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class GroupRules:
-    """What a member of an identity group must be (AnyID, section 3.5; thresholds are calibrated, the paper has none).
-
-    single: only one kept subject in the clip. blur: its least sharpness. yaw, pitch: the largest turn of the head in
-    degrees; what has no face is not asked. references: fewest and most beside the target.
-    """
-
-    single: bool = True
-    blur: float = 60.0
-    yaw: float = 60.0
-    pitch: float = 45.0
-    references: tuple[int, int] = (1, 5)
 
 
 @dataclass(frozen=True, kw_only=True)

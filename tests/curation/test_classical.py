@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kaleido_jax.curation import pictures
-from kaleido_jax.curation.models.classical import Cutter, MovingSubjects, Smear, Turn, grabcut
+from kaleido_jax.curation.models.classical import Cutter, FrontalFaces, MovingSubjects, Smear, Turn, grabcut
 from tests.curation.scenery import ball_video, colourful
 
 pytest.importorskip("cv2")
@@ -70,3 +70,16 @@ def test_holes_are_filled_and_cut_outs_turned():
 def test_hints_without_two_sides_come_back():
     hints = np.zeros((8, 8), np.uint8)
     assert not grabcut(np.zeros((8, 8, 3), np.uint8), hints, 1).any()
+
+
+def test_a_frontal_face_is_found_and_no_other_thing():
+    data = pytest.importorskip("skimage.data")
+    astronaut, cat = data.astronaut(), data.chelsea()
+    faces, none, tiny = FrontalFaces().load().find([astronaut, cat, astronaut[:8, :8]])
+    assert len(faces) == 1 and none == tiny == []
+    x0, y0, x1, y1 = faces[0].box
+    # Her eyes and mouth, read off the photograph of 512 x 512.
+    assert all(x0 < x < x1 and y0 < y < y1 for x, y in ((203, 115), (245, 115), (225, 165)))
+    assert x1 - x0 < 200 and faces[0].score == 1.0
+    turned = np.ascontiguousarray(np.rot90(astronaut))
+    assert FrontalFaces().load().find([turned]) == [[]]

@@ -1,6 +1,7 @@
 """From files to a data set: what is kept and why not, the same bytes however often a run is stopped, and by Beam."""
 
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -98,7 +99,9 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_content(curated, tmp_path):
         f"curate(tiny(), Path({str(curated / 'in')!r}), Path({str(tmp_path)!r}), None)\n"
     )
     files = lambda: sum(path.is_file() for path in tmp_path.rglob("*"))
-    moments = [4, 15, 22]  # files that are there when the run is killed: in slicing, in stages, in shards
+    # Files that are there when the run is killed: in slicing, in stages, in shards; CURATION_KILLS asks for more kills.
+    kills = int(os.environ.get("CURATION_KILLS", "3"))
+    moments = [4, 15, 22] if kills == 3 else sorted(random.Random(0).randint(1, 26) for _ in range(kills))
     for moment in moments:
         with subprocess.Popen(
             [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=os.getcwd()
@@ -106,6 +109,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_content(curated, tmp_path):
             deadline = time.monotonic() + 120
             while run.poll() is None and files() < moment and time.monotonic() < deadline:
                 time.sleep(0.002)
+            time.sleep(0.0 if kills == 3 else random.Random(moment).random() / 10)
             run.send_signal(signal.SIGKILL)
             run.wait()
     curate(tiny(), curated / "in", tmp_path, None)

@@ -196,6 +196,11 @@ def test_videos_without_captions_get_them(endpoint, tmp_path):
     source = next(source for source in read(config, tmp_path) if source.path.endswith("00.mp4"))
     done = process(source, (0, 0.0, 1.125), config)
     assert done.caption == "A red ball rolls." and done.kept[0].category == "ball"
+    answers += ['{"caption": "Ball"}'] * 9  # it answers, but never as asked: the clip is dropped, the run goes on
+    other = replace(captioner, model="n")
+    loaded(other)._asked = replace(loaded(other)._asked, sleep=lambda seconds: None)
+    refused = process(source, (0, 0.0, 1.125), replace(config, models=replace(config.models, captioner=other)))
+    assert (refused.dropped.stage, refused.dropped.reason) == ("caption", "refused")
     silent = process(source, (0, 0.0, 1.125), tiny())
     assert (silent.dropped.stage, silent.dropped.reason) == ("caption", "none")
 

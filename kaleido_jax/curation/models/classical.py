@@ -13,7 +13,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from kaleido_jax.curation import pictures
-from kaleido_jax.curation.models.protocol import Found
+from kaleido_jax.curation.models.protocol import Face, Found
 from kaleido_jax.curation.records import fraction
 
 NOISE = 14  # levels of one channel that compression changes
@@ -233,3 +233,48 @@ class Turn:
         light = 0.8 + 0.4 * draw("light")
         lit = np.clip(pixels[..., :3].astype(np.float32) * light, 0, 255).astype(np.uint8)
         return lit, pixels[..., 3] > 127
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontalFaces:
+    """Faces that look into the camera, by the cascade that scikit-image carries (Viola and Jones, 2001; extra `data`).
+
+    It knows no other faces, so what it finds has a turn of 0 and, as it gives no probabilities, a score of 1.
+    least: the smallest face, as a share of the picture's shorter side. side: pictures are searched at this shorter side
+    at most.
+    """
+
+    least: float = 0.12
+    side: int = 256
+
+    def load(self) -> "_FrontalFaces":
+        from skimage.data import lbp_frontal_face_cascade_filename
+        from skimage.feature import Cascade
+
+        return _FrontalFaces(self, Cascade(lbp_frontal_face_cascade_filename()))
+
+
+class _FrontalFaces:
+    def __init__(self, settings: FrontalFaces, cascade: Any):
+        self._settings, self._cascade = settings, cascade
+
+    def find(self, pictures: Sequence[np.ndarray]) -> list[list[Face]]:
+        """The faces in each picture, the largest first."""
+        return [self._faces(picture) for picture in pictures]
+
+    def _faces(self, picture: UInt8[np.ndarray, "h w 3"]) -> list[Face]:
+        height, width = picture.shape[:2]
+        scale = min(1.0, self._settings.side / min(height, width))
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        small = np.asarray(Image.fromarray(np.ascontiguousarray(picture)).resize(size, Image.Resampling.BILINEAR))
+        shorter = min(small.shape[:2])
+        least = max(24, round(self._settings.least * shorter))  # the cascade's window is 24 pixels
+        if least > shorter:
+            return []
+        found = self._cascade.detect_multi_scale(
+            small, scale_factor=1.15, step_ratio=1.0, min_size=(least, least), max_size=(shorter, shorter)
+        )
+        boxes = [(one["c"], one["r"], one["c"] + one["width"], one["r"] + one["height"]) for one in found]
+        boxes.sort(key=lambda box: (box[0] - box[2], box))
+        to_picture = lambda box: tuple(float(side) / scale for side in box)
+        return [Face(box=to_picture(box), score=1.0, yaw=0.0, pitch=0.0) for box in boxes]

@@ -1,6 +1,8 @@
-"""Models behind an OpenAI-compatible endpoint: captions, summaries of scenes, instructions for editors, a filter."""
+"""Models that are asked in words, behind an OpenAI-compatible endpoint or in a folder: captions, summaries of scenes,
+instructions for editors, a filter."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from kaleido_jax.curation.groups import QUESTIONS
+from kaleido_jax.describers.model import ModelDescriber
 from kaleido_jax.endpoints import Endpoint
 from kaleido_jax.errors import InputError
 
@@ -57,23 +60,62 @@ class EndpointCaptioner:
     side: int = 512
     words: tuple[int, int] = (8, 200)
 
-    def load(self) -> "_EndpointCaptioner":
-        import os
-
-        cache = Path(self.cache) if self.cache else None
-        key = os.environ.get(self.key, "") if self.key else ""
-        return _EndpointCaptioner(self, Endpoint(url=self.url, model=self.model, key=key, cache=cache))
+    def load(self) -> "_Captioner":
+        return _Captioner(self, _endpoint(self))
 
 
-class _EndpointCaptioner:
-    def __init__(self, settings: EndpointCaptioner, endpoint: Endpoint):
-        self._settings, self._endpoint = settings, endpoint
+@dataclass(frozen=True, kw_only=True)
+class LocalCaptioner:
+    """Asks a vision-language model of transformers (extra `vlm`) in the folder `path`, as `EndpointCaptioner` does.
+
+    device: where it runs. attempts: questions a clip before it is dropped; from the second on the model is told what
+    was wrong.
+    """
+
+    path: str
+    device: str = "cpu"
+    attempts: int = 2
+    frames: int = 8
+    side: int = 512
+    words: tuple[int, int] = (8, 200)
+
+    def load(self) -> "_Captioner":
+        from kaleido_jax.describers.transformers_model import TransformersModel
+
+        asked = TransformersModel.load(self.path)
+        asked.model.to(self.device)
+        asked.attempts = self.attempts
+        return _Captioner(self, asked)
+
+
+class _Captioner:
+    def __init__(self, settings: EndpointCaptioner | LocalCaptioner, asked: Any):
+        self._settings, self._asked = settings, asked
 
     def caption(self, frames: np.ndarray) -> str:
-        """The caption; InputError where the model gives none that can be used."""
+        """The caption; "" where the model answers, but never so that it can be used.
+
+        Raises:
+          InputError: the model does not answer; the clip is not done, and a later run asks again.
+        """
         count = min(self._settings.frames, len(frames))
         shown = [frames[number] for number in np.linspace(0, len(frames) - 1, count).round().astype(int)]
-        return self._endpoint.ask([*map(self._small, shown), prompt("caption")], self._checked)
+        refused = 0
+
+        def checked(answer: str) -> str:
+            nonlocal refused
+            try:
+                return self._checked(answer)
+            except InputError:
+                refused += 1
+                raise
+
+        try:
+            return self._asked.ask([*map(self._small, shown), prompt("caption")], checked)
+        except InputError:
+            if refused < self._asked.attempts:
+                raise
+            return ""
 
     def _small(self, frame: np.ndarray) -> np.ndarray:
         picture = Image.fromarray(np.ascontiguousarray(frame))
@@ -89,15 +131,35 @@ class _EndpointCaptioner:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EndpointWriter:
-    """The language model of `groups`: summaries of scenes, instructions for editors, the filter of their pictures."""
+class EndpointModel:
+    """A language model behind an endpoint as `models.writer`; the fields are those of `EndpointCaptioner`."""
 
-    endpoint: Endpoint
+    url: str
+    model: str
+    key: str = ""
+    cache: str = ""
+
+    def load(self) -> "EndpointWriter":
+        return EndpointWriter(endpoint=_endpoint(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndpointWriter:
+    """The language model of `groups`: summaries of scenes, instructions for editors, the filter of their pictures.
+
+    endpoint: an `Endpoint`, or a `describers.transformers_model.TransformersModel`.
+    """
+
+    endpoint: Any
 
     def summarise(self, captions: Sequence[str]) -> str:
         """One caption of a scene, from those of its shots."""
         listed = "\n".join(f"{number}. {caption}" for number, caption in enumerate(captions, 1))
         return self.endpoint.ask([prompt("scene", captions=listed)], lambda answer: _text(answer, "caption"))
+
+    def describer(self) -> ModelDescriber:
+        """The same model as a describer and comparer of differential prompts."""
+        return ModelDescriber(self.endpoint)
 
     def write(self, change: str, frame: np.ndarray, caption: str) -> str:
         """The instruction for an editor; change: a member of `groups.CHANGES`."""
@@ -107,6 +169,12 @@ class EndpointWriter:
     def judge(self, frame: np.ndarray, edited: np.ndarray, instruction: str) -> dict[str, float]:
         """A score from 1 to 5 for each of `groups.QUESTIONS`."""
         return self.endpoint.ask([frame, edited, prompt("edit_filter", instruction=instruction)], _scores)
+
+
+def _endpoint(settings: "EndpointCaptioner | EndpointModel") -> Endpoint:
+    cache = Path(settings.cache) if settings.cache else None
+    key = os.environ.get(settings.key, "") if settings.key else ""
+    return Endpoint(url=settings.url, model=settings.model, key=key, cache=cache)
 
 
 def _text(answer: str, name: str) -> str:
