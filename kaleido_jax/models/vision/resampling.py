@@ -1,5 +1,6 @@
 """Resizing by two matrices of weights: PyTorch's `interpolate`, and Pillow's `resize` but for its rounding."""
 
+import functools
 from typing import Literal
 
 import jax
@@ -22,10 +23,11 @@ def _cubic(x: np.ndarray, a: float) -> np.ndarray:
     return np.where(x < 1, near, np.where(x < 2, far, 0.0))
 
 
+@functools.lru_cache(maxsize=64)
 def weights(
     size: int, to: int, *, method: Method = "bicubic", antialias: bool = False, ratio: float | None = None
 ) -> Float[np.ndarray, "to size"]:
-    """The matrix that resizes a line of `size` samples to `to`; its rows sum to 1.
+    """The matrix that resizes a line of `size` samples to `to`; its rows sum to 1. It is kept, and is read-only.
 
     Args:
       method: the kernel. The cubic one has the slope -0.75 and, with antialias, -0.5, as PyTorch's.
@@ -40,7 +42,7 @@ def weights(
         centres = (np.arange(to) + 0.5) * step
         width = max(step, 1.0)
         values = kernel((np.arange(size)[None] + 0.5 - centres[:, None]) / width)
-        return (values / values.sum(1, keepdims=True)).astype(np.float32)
+        return _kept(values / values.sum(1, keepdims=True))
     # In float32, as PyTorch has them: at a hard edge a hundredth of a thousandth of a sample is seen.
     places = np.float32(step) * (np.arange(to, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5)
     if method == "bilinear":
@@ -48,7 +50,13 @@ def weights(
     taps = np.floor(places)[:, None].astype(int) + np.arange(1 - reach, reach + 1)
     matrix = np.zeros((to, size))
     np.add.at(matrix, (np.arange(to)[:, None], np.clip(taps, 0, size - 1)), kernel(taps - places[:, None]))
-    return matrix.astype(np.float32)
+    return _kept(matrix)
+
+
+def _kept(matrix: np.ndarray) -> Float[np.ndarray, "to size"]:
+    matrix = matrix.astype(np.float32)
+    matrix.setflags(write=False)
+    return matrix
 
 
 def resize(
