@@ -19,6 +19,7 @@ from kaleido_jax.typing import UInt8
 
 STRENGTHS = (1, 2, 3)
 Picture = UInt8[np.ndarray, "h w 3"]
+_AnySize = UInt8[np.ndarray, "_ _ 3"]
 # (picture, number from 0 for the strength, generator, other pictures) -> picture
 _Fault = Callable[[Picture, int, np.random.Generator, Sequence[Picture]], Picture]
 
@@ -148,7 +149,7 @@ def augmented(world: World, sample: Sample, seed: int, share: float, split: str 
     return replace(sample, references=references)
 
 
-def _content(picture: Picture) -> tuple[int, int, int, int]:
+def _content(picture: _AnySize) -> tuple[int, int, int, int]:
     """Top, left, bottom and right of what is not white; all of a picture that is white."""
     seen = (picture < 250).any(axis=-1)
     rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
@@ -157,14 +158,14 @@ def _content(picture: Picture) -> tuple[int, int, int, int]:
     return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
 
 
-def _fitted(content: Picture, height: int, width: int) -> Picture:
+def _fitted(content: _AnySize, height: int, width: int) -> _AnySize:
     """Content as large as fits nine tenths of a white canvas, in its middle."""
     canvas = np.full((height, width, 3), 255, np.uint8)
     _paste(canvas, content, 0.9, round(0.05 * height), round(0.05 * width))
     return canvas
 
 
-def _paste(canvas: Picture, picture: Picture, share: float, top: int, left: int) -> None:
+def _paste(canvas: _AnySize, picture: _AnySize, share: float, top: int, left: int) -> None:
     """Puts what is not white of a picture into a part of a canvas, fitted and centred."""
     room_h, room_w = max(1, round(canvas.shape[0] * share)), max(1, round(canvas.shape[1] * share))
     scale = min(room_h / picture.shape[0], room_w / picture.shape[1])

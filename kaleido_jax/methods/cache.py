@@ -23,6 +23,7 @@ from kaleido_jax import attention
 from kaleido_jax.layout import Grid, TokenLayout, unpatchify
 from kaleido_jax.masks import TokenMask
 from kaleido_jax.methods.method import Condition, Method, Network
+from kaleido_jax.models.mmdit import MMDiTConfig
 from kaleido_jax.models.wan import WanConfig
 from kaleido_jax.rope import apply_rotary
 from kaleido_jax.table import TokenTable
@@ -39,7 +40,7 @@ class KeyValues:
     values: Float[Array, "*layers b n h d"]
 
     @classmethod
-    def none(cls, config: WanConfig, batch: int) -> "KeyValues":
+    def none(cls, config: WanConfig | MMDiTConfig, batch: int) -> "KeyValues":
         """Those of no tokens, for a transformer of these sizes."""
         empty = jnp.zeros((config.layers, batch, 0, config.heads, config.head_dim), config.dtype)
         return cls(empty, empty)

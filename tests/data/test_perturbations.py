@@ -4,13 +4,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
 from kaleido_jax.data.perturbations import FAULTS, STRENGTHS, augmented, perturbed, strangers
 from kaleido_jax.data.world import Sample, World
 from kaleido_jax.errors import UsageError
-from kaleido_jax.models.text import UMT5Config
+from kaleido_jax.models.text import Tokenizer, UMT5Config
+from kaleido_jax.models.vae import WanVAE
 from kaleido_jax.models.wan import WanConfig
+from kaleido_jax.testing.tiny import TINY_CONFIG, WORDS
 from kaleido_jax.training.experiment import DataConfig, Experiment
 from kaleido_jax.training.run import Run
 
@@ -116,11 +119,11 @@ def test_training_draws_them_and_what_is_held_out_stays_whole():
                 name="a",
                 method="anyid",
                 transformer=WanConfig(dim=8, ffn_dim=8, heads=1, layers=1),
-                text=UMT5Config.miniature(vocab_size=8),
+                text=UMT5Config.miniature(vocab_size=64),
                 data=DataConfig(perturbed=0.5),
             ),
             ".",
             world=world,
-            vae=None,
-            tokenizer=SimpleNamespace(vocab_size=8),
+            vae=nnx.eval_shape(lambda: WanVAE(TINY_CONFIG.vae, nnx.Rngs(0))),
+            tokenizer=Tokenizer.from_words(WORDS),
         )
