@@ -154,7 +154,7 @@ def _content(picture: _AnySize) -> tuple[int, int, int, int]:
     seen = (picture < 250).any(axis=-1)
     rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
     if not rows.size:
-        return 0, 0, *picture.shape[:2]
+        return 0, 0, picture.shape[0], picture.shape[1]
     return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
 
 
