@@ -1,15 +1,18 @@
 """Compile attention's kernels at production sizes for chips that need not be there, and check what they take.
 
-    python tools/attention_check.py v5e:2x2 v5p:2x2x1 v6e:2x2   # needs the tpu extra
-    python tools/attention_check.py h100                        # needs the cuda extra
-    python tools/attention_check.py here                        # runs the kernels of this machine's device
+    python tools/attention_check.py v5e:2x2 v5p:2x2x1 v6e:2x2 tpu7x:2x2x1   # needs the tpu extra
+    python tools/attention_check.py h100 a100 rtx4090                       # needs the cuda extra
+    python tools/attention_check.py here                                    # runs the kernels of this machine's device
 
 For each target and each of its kernels: forward and gradient at 75,600 tokens x 40 heads x 128 (Wan 14B, 81 frames at
 720p), the same with five references of 3,600 tokens that do not read the video, and 262,144 tokens in a batch of 4 with
-a mask and packed samples of every row; the mask is data, not a constant. For TPUs then the forms over four chips, with
-the collectives in their programs. It fails if a program does not compile, holds no kernel, takes more temporary memory
-than 1.25 times (forward) or 3 times (gradient) the bytes of q, k, v and the output, or has other collectives than its
-form.
+a mask and packed samples of every row; the mask is data, not a constant; for the Triton kernels also float32, whose
+blocks take twice the shared memory. It fails if a program does not compile, holds no kernel, or takes more temporary
+memory than 1.25 times (forward) or 3 times (gradient) the bytes of q, k, v and the output.
+
+`--forms v5p:2x2x1` compiles attention over four chips instead, by Ulysses, as a ring and as both, and fails if the
+program has other collectives than its form, or a ring in which kernels wait for transfers: in the scheduled program a
+kernel is called between the start of a transfer and its end, but for the last one of the keys' gradients.
 
 `here` compares output, log-sum-exp and gradients with the reference in float32, in several shapes, types and masks,
 and the gradients of two runs bit by bit; without an accelerator it interprets all kernels, in one small shape.
@@ -17,19 +20,22 @@ and the gradients of two runs bit by bit; without an accelerator it interprets a
 
 import argparse
 import functools
+import pathlib
 import re
 import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from compile_check import GIB, devices_of  # before jax, whose platform it sets
+import compile_check  # before jax, whose platform it sets
 
 # isort: split
 import jax
 import jax.numpy as jnp
 import numpy as np
 from attention_cases import gradient
+from compile_check import GIB
+from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kaleido_jax.attention import attention, sharded_attention
@@ -39,7 +45,50 @@ VIDEO, REFERENCE, HEADS, HEAD_DIM = 75_600, 3_600, 40, 128
 KERNELS = {"tpu": ("pallas_tpu",), "gpu": ("pallas_gpu", "pallas_triton")}
 CALLS = "tpu_custom_call|mosaic_gpu|triton"  # what the compiled text calls kernels
 LIMITS = {"forward": 1.25, "gradient": 3.0}  # temporary bytes / bytes of q, k, v and the output
+# GPUs that are described by what differs from the H100's description: less shared memory, above all.
+GPUS = {
+    "a100": {
+        "major": 8,
+        "minor": 0,
+        "core_count": 108,
+        "shared_memory_per_block_optin": 166912,
+        "shared_memory_per_core": 167936,
+        "fpus_per_core": 64,
+        "device_description_str": '"NVIDIA A100-SXM4-80GB"',
+    },
+    "rtx4090": {
+        "major": 8,
+        "minor": 9,
+        "core_count": 128,
+        "shared_memory_per_block_optin": 101376,
+        "shared_memory_per_core": 102400,
+        "threads_per_core_limit": 1536,
+        "device_memory_size": 25757220864,
+        "device_description_str": '"NVIDIA GeForce RTX 4090"',
+    },
+}
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
+
+
+# By the number of neighbours that exchange heads: the collectives of a program over four chips, and how many transfers
+# of its ring may wait. Ulysses: q, k, v and the output, or q, k, v and their gradients (the sum's cotangent is one
+# everywhere); the bits are gathered by an all-reduce. Ring: keys, values and bits; in the backward pass twice, with the
+# gradients of keys and values, whose last hop has nothing to hide behind; with two places the last hops of keys fall
+# away, and the bits, which say whether there is anything to compute, are waited for.
+FORMS: dict[int, dict[str, tuple[dict[str, int], int]]] = {
+    4: {
+        "forward": ({"all-reduce": 1, "all-to-all": 4}, 0),
+        "gradient": ({"all-reduce": 1, "all-to-all": 6}, 0),
+    },
+    1: {
+        "forward": ({"collective-permute": 3}, 0),
+        "gradient": ({"collective-permute": 13}, 2),
+    },
+    2: {
+        "forward": ({"all-reduce": 1, "all-to-all": 4, "collective-permute": 3}, 0),
+        "gradient": ({"all-reduce": 1, "all-to-all": 6, "collective-permute": 7}, 3),
+    },
+}
 
 
 def mask_shapes(tokens: int, *, rows: int = 1, samples: bool = False) -> TokenMask:
@@ -48,18 +97,32 @@ def mask_shapes(tokens: int, *, rows: int = 1, samples: bool = False) -> TokenMa
     return TokenMask(bits, bits, q_sample=sample, k_sample=sample, width=2)
 
 
-def problem(tokens: int, mask: TokenMask | None, *, batch: int = 1, heads: int = HEADS) -> tuple[Any, ...]:
-    x = jax.ShapeDtypeStruct((batch, tokens, heads, HEAD_DIM), jnp.bfloat16)
+def devices_of(target: str) -> tuple[list[Any], str]:
+    """The chips of a target that this machine need not have, and the platform to lower for."""
+    if target not in GPUS:
+        return compile_check.devices_of(target)
+    config = pathlib.Path(__file__).with_name("h100.textproto").read_text()
+    for field, value in GPUS[target].items():
+        config = re.sub(rf"\b{field}: (\"[^\"]*\"|[\d.]+)", f"{field}: {value}", config, count=1)
+    name = {"topology_name": "1x1x1", "topology": "1x1x1", "target_config": config}
+    return topologies.get_topology_desc(platform="cuda", **name).devices, "cuda"
+
+
+def problem(tokens: int, mask: TokenMask | None, *, batch=1, heads=HEADS, dtype: Any = jnp.bfloat16) -> tuple[Any, ...]:
+    x = jax.ShapeDtypeStruct((batch, tokens, heads, HEAD_DIM), dtype)
     return x, x, x, mask
 
 
-def problems() -> dict[str, tuple[Any, ...]]:
+def problems(backend: str) -> dict[str, tuple[Any, ...]]:
     references = VIDEO + 5 * REFERENCE
-    return {
+    made = {
         f"{VIDEO} tokens, no mask": problem(VIDEO, None),
         f"{references} tokens, references": problem(references, mask_shapes(references)),
         "262144 tokens, masks of 4 rows": problem(2**18, mask_shapes(2**18, rows=4, samples=True), batch=4, heads=2),
     }
+    if backend == "pallas_triton":
+        made[f"{VIDEO} tokens, float32"] = problem(VIDEO, mask_shapes(VIDEO, samples=True), dtype=jnp.float32)
+    return made
 
 
 def compile_for(platform: str, function: Callable, shapes: Any, sharding: Callable) -> Any:
@@ -73,12 +136,17 @@ def check_one_chip(devices: list[Any], platform: str, backend: str) -> bool:
     everywhere = lambda leaf: NamedSharding(mesh, PartitionSpec())
     attend = functools.partial(attention, backend=backend)
     fine = True
-    for name, shapes in problems().items():
+    for name, shapes in problems(backend).items():
         size = 4 * shapes[0].size * shapes[0].dtype.itemsize
         for kind, function in (("forward", attend), ("gradient", gradient(attend))):
             start = time.perf_counter()
-            with jax.set_mesh(mesh):
-                compiled = compile_for(platform, function, shapes, everywhere)
+            try:
+                with jax.set_mesh(mesh):
+                    compiled = compile_for(platform, function, shapes, everywhere)
+            except Exception as error:  # compilers raise what they like
+                fine = False
+                print(f"{backend:13} {name + ', ' + kind:46} DOES NOT COMPILE: {str(error)[:1000]}", flush=True)
+                continue
             temporary = compiled.memory_analysis().temp_size_in_bytes
             kernels = len(re.findall(CALLS, compiled.as_text()))
             good = temporary <= LIMITS[kind] * size and kernels > 0
@@ -92,14 +160,47 @@ def check_one_chip(devices: list[Any], platform: str, backend: str) -> bool:
     return fine
 
 
+def waiting_transfers(text: str) -> tuple[int, int]:
+    """How many transfers of a ring there are in a scheduled program, and how many without a kernel meanwhile.
+
+    Meanwhile: between a transfer's start and end a kernel is called, or a branch or loop that calls one.
+    """
+    computations: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in text.splitlines():
+        if found := re.match(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$", line):
+            lines = computations.setdefault(found[1], [])
+        lines.append(line)
+
+    @functools.cache
+    def holds(name: str) -> bool:
+        return any(works(line) for line in computations[name][1:])
+
+    def works(line: str) -> bool:
+        if "tpu_custom_call" in line:
+            return True
+        lists = re.findall(r"(?:computations?|calls|body)=(?:\{([^}]*)\}|([^,\s]+))", line)
+        called = re.findall(r"[\w.-]+", " ".join(" ".join(found) for found in lists))
+        return any(holds(name) for name in called if name in computations)
+
+    total = waiting = 0
+    for lines in computations.values():
+        begun: dict[str, int] = {}
+        for place, line in enumerate(lines):
+            if found := re.match(r"\s+(?:ROOT )?%?([\w.-]+) = .* collective-permute-start\(", line):
+                begun[found[1]] = place
+            elif found := re.search(r" collective-permute-done\(.*?%?(collective-permute-start[\w.-]*)\)", line):
+                total += 1
+                waiting += not any(works(between) for between in lines[begun[found[1]] : place])
+    return total, waiting
+
+
 def check_forms(devices: list[Any], platform: str) -> bool:
     mesh = Mesh(np.array(devices[:4]), ("tokens",))
-    # What moves tokens. The bit vectors of Ulysses are gathered besides, which the compiler may write as an all-reduce.
-    expected = {4: {"all-to-all"}, 1: {"collective-permute"}, 2: {"all-to-all", "collective-permute"}}
     divide = lambda leaf: NamedSharding(mesh, PartitionSpec(None, "tokens"))
     shapes = problem(VIDEO, mask_shapes(VIDEO))
     fine = True
-    for ulysses, wanted in expected.items():
+    for ulysses, kinds in FORMS.items():
         attend = functools.partial(sharded_attention, axis="tokens", ulysses=ulysses)
         for kind, function in (("forward", attend), ("gradient", gradient(attend))):
             start = time.perf_counter()
@@ -108,13 +209,14 @@ def check_forms(devices: list[Any], platform: str) -> bool:
             text = compiled.as_text()
             counts = {name: len(re.findall(rf" {name}(?:-start)?\(", text)) for name in COLLECTIVES}
             counts = {name: count for name, count in counts.items() if count}
-            gathers = {"all-gather", "all-reduce"} if ulysses > 1 else set()
-            good = set(counts) - gathers == wanted and "tpu_custom_call" in text
+            wanted, may_wait = kinds[kind]
+            transfers, waiting = waiting_transfers(text)
+            good = counts == wanted and waiting <= may_wait and "tpu_custom_call" in text
             fine &= good
             print(
                 f"{f'4 chips, ulysses={ulysses}, {kind}':46} {time.perf_counter() - start:6.1f} s "
-                f"{compiled.memory_analysis().temp_size_in_bytes / GIB:7.2f} GiB temporary, {counts}"
-                f"{'' if good else f'   EXPECTED {sorted(wanted)}'}",
+                f"{compiled.memory_analysis().temp_size_in_bytes / GIB:7.2f} GiB temporary, {counts}, {waiting} of "
+                f"{transfers} transfers wait{'' if good else f'   EXPECTED {wanted}, at most {may_wait} that wait'}",
                 flush=True,
             )
     return fine
@@ -213,7 +315,9 @@ def main() -> int:
     parser.add_argument(
         "targets", nargs="+", metavar="TARGET", help="a TPU with its shape, such as v5p:2x2x1; h100; or here"
     )
-    targets = parser.parse_args().targets
+    parser.add_argument("--forms", action="store_true", help="the forms over four chips, and not the kernels of one")
+    args = parser.parse_args()
+    targets = args.targets
     fine = True
     if "here" in targets:
         jax.config.update("jax_platforms", None)  # which compiling for others had set to the CPU
@@ -221,10 +325,12 @@ def main() -> int:
     for target in (target for target in targets if target != "here"):
         devices, platform = devices_of(target)
         print(f"\n{target}: {devices[0].device_kind}")
-        for backend in KERNELS["tpu" if platform == "tpu" else "gpu"]:
-            fine &= check_one_chip(devices, platform, backend)
-        if platform == "tpu":
+        backends = KERNELS["tpu" if platform == "tpu" else "gpu"]
+        if args.forms:
             fine &= check_forms(devices, platform)
+            continue
+        for backend in backends[-1:] if target in GPUS else backends:  # GPUs before Hopper have Triton alone
+            fine &= check_one_chip(devices, platform, backend)
     return 0 if fine else 1
 
 

@@ -123,3 +123,27 @@ def test_the_tuner_writes_the_fastest_and_keeps_other_devices(tool, tmp_path, mo
         },
         "other": {"pallas_tpu": {"forward": [512, 1024]}},
     }
+
+
+SCHEDULED = """
+%visible (p: f32[4]) -> f32[4] {
+  ROOT %kernel = f32[4]{0} custom-call(%p), custom_call_target="tpu_custom_call"
+}
+
+%nothing (p.1: f32[4]) -> f32[4] {
+  ROOT %copy = f32[4]{0} copy(%p.1)
+}
+
+ENTRY %main (p.2: f32[4], c: pred[]) -> f32[4] {
+  %collective-permute-start = (f32[4]{0}, f32[4]{0}) collective-permute-start(%p.2), channel_id=1
+  %conditional = f32[4]{0} conditional(%c, %p.2, %p.2), branch_computations={%visible, %nothing}
+  %collective-permute-done = f32[4]{0} collective-permute-done(%collective-permute-start)
+  %collective-permute-start.1 = (f32[4]{0}, f32[4]{0}) collective-permute-start(%conditional), channel_id=2
+  %copy.1 = f32[4]{0} copy(%collective-permute-done)
+  ROOT %collective-permute-done.1 = f32[4]{0} collective-permute-done(%collective-permute-start.1)
+}
+"""
+
+
+def test_a_transfer_waits_where_no_kernel_runs_meanwhile(tool):
+    assert tool("attention_check").waiting_transfers(SCHEDULED) == (2, 1)
