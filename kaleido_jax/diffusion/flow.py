@@ -88,8 +88,8 @@ def segment_loss(
     lengths: Int[Array, "b s"],
     weights: Float[Array, "b s"],
     emphasis: Float[Array, "b n"] | None = None,
-) -> Float[Array, "b"]:
-    """Squared error of each sample: the mean over a segment's own tokens first, the segment's weight after that.
+) -> Float[Array, "b s"]:
+    """Squared error of each segment, the mean over its own tokens first and its weight after that.
 
     So a short segment counts as much as a long one of equal weight, and padding counts for nothing.
 
@@ -101,7 +101,7 @@ def segment_loss(
         emphasis: how much each token counts in its segment's mean; None: all the same.
 
     Returns:
-        float32 loss of each sample, the weighted sum over its segments.
+        float32; the loss of a sample is the sum of its segments'.
     """
     if sum(tokens) != prediction.shape[1] or len(tokens) != lengths.shape[1]:
         raise ValueError(
@@ -110,13 +110,12 @@ def segment_loss(
     difference = prediction.astype(jnp.float32) - target.astype(jnp.float32)
     squared = jnp.mean(difference * difference, axis=-1)
     counted = jnp.ones_like(squared) if emphasis is None else emphasis
-    loss = jnp.zeros(squared.shape[0], jnp.float32)
-    start = 0
+    found, start = [], 0
     for index, room in enumerate(tokens):
         own = slice(start, start + room)
         present = jnp.arange(room)[None, :] < lengths[:, index, None]
         share = jnp.where(present, counted[:, own], 0.0)
         total = jnp.sum(jnp.where(present, share * squared[:, own], 0.0), axis=1)
-        loss = loss + weights[:, index] * total / jnp.maximum(jnp.sum(share, axis=1), 1e-6)
+        found.append(weights[:, index] * total / jnp.maximum(jnp.sum(share, axis=1), 1e-6))
         start += room
-    return loss
+    return jnp.stack(found, axis=1)

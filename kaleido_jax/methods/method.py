@@ -6,7 +6,7 @@ no method by name: they call the functions below with one.
 
 import abc
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import jax.numpy as jnp
@@ -174,7 +174,31 @@ def losses(
     emphasis: Float[Array, "b n"] | None = None,
     decode: Decode | None = None,
 ) -> Float[Array, "b"]:
-    """The flow-matching loss of each sample.
+    """The flow-matching loss of each sample: the sum of its `loss_parts`, of which the arguments are."""
+    fixed = {"layout": layout, "patch": patch, "emphasis": emphasis, "decode": decode}
+    return total_of(loss_parts(method, network, clean, noise, times, condition, **fixed))
+
+
+def total_of(parts: Mapping[str, Float[Array, "b"]]) -> Float[Array, "b"]:
+    """The sum of what each kind of segment adds to the loss."""
+    first, *others = parts.values()
+    return sum(others, first)
+
+
+def loss_parts(
+    method: Method,
+    network: Network,
+    clean: Float[Array, "b f h w z"],
+    noise: Float[Array, "b f h w z"],
+    times: Float[Array, "b draws"],
+    condition: Condition,
+    *,
+    layout: TokenLayout,
+    patch: Grid,
+    emphasis: Float[Array, "b n"] | None = None,
+    decode: Decode | None = None,
+) -> dict[str, Float[Array, "b"]]:
+    """What each kind of segment, and decoded "pixels", add to the flow-matching loss of each sample.
 
     A segment's loss is the mean over its own tokens that are present; the method's weight is applied after that.
 
@@ -196,7 +220,7 @@ def losses(
         others = target.shape[1] - emphasis.shape[1]
         emphasis = jnp.pad(emphasis, ((0, 0), (others, 0)), constant_values=1.0)
     out = out.astype(jnp.float32)
-    loss = flow.segment_loss(
+    own = flow.segment_loss(
         out,
         target,
         tokens=[layout.segments[i].tokens for i in places],
@@ -204,10 +228,14 @@ def losses(
         weights=jnp.stack([table.loss_weights[:, i] for i in counted], axis=1),
         emphasis=emphasis,
     )
-    if not method.decodes:
-        return loss
-    assert decode is not None, "this method's loss is on pixels: give decode"
-    return loss + method.decoded_loss(out, condition, layout=layout, patch=patch, decode=decode)
+    parts: dict[str, Array] = {}
+    for column, place in enumerate(places):
+        kind, loss = layout.segments[place].kind, own[:, column]
+        parts[kind] = parts[kind] + loss if kind in parts else loss
+    if method.decodes:
+        assert decode is not None, "this method's loss is on pixels: give decode"
+        parts["pixels"] = method.decoded_loss(out, condition, layout=layout, patch=patch, decode=decode)
+    return parts
 
 
 def velocity(

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from kaleido_jax.attention.reference import ATTENTION_NAME
@@ -21,6 +22,16 @@ Remat = bool | Callable[..., bool]
 KEEP_PRODUCTS: Remat = jax.checkpoint_policies.save_from_both_policies(
     jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     jax.checkpoint_policies.save_only_these_names(ATTENTION_NAME),
+)
+# The name of what each layer is handed, for policies of jax.checkpoint.
+LAYER_NAME = "layer"
+# Keeps what a layer is handed and what attention made, in the host's memory: on their way there and back while other
+# layers are computed, they take none of the device's.
+OFFLOADED: Remat = jax.checkpoint_policies.save_and_offload_only_these_names(
+    names_which_can_be_saved=[],
+    names_which_can_be_offloaded=[LAYER_NAME, ATTENTION_NAME],
+    offload_src="device",
+    offload_dst="pinned_host",
 )
 # Layers up to which a loop over them is written out: slicing and saving cost the miniature's step a quarter on CPUs.
 # Never where layers are made again for the backward pass: in straight-line code the compiler finds the first making of
@@ -218,7 +229,8 @@ def scan(
       carry: what one layer hands to the next.
       state: a pytree with a leading layer axis, or None.
       remat: what each layer's backward pass makes again: True all of it, False nothing, a policy of
-        jax.checkpoint_policies what it does not keep; the outcome of attention has the name attention.ATTENTION_NAME.
+        jax.checkpoint_policies what it does not keep; the outcome of attention has the name attention.ATTENTION_NAME,
+        what a layer is handed LAYER_NAME.
 
     Returns:
       The last carry and the layers' new state, stacked.
@@ -227,6 +239,8 @@ def scan(
 
     def step(carry, layer):
         params, state = layer
+        if remat:
+            carry = checkpoint_name(carry, LAYER_NAME)
         return body(nnx.merge(graphdef, params), carry, state)
 
     if remat:

@@ -75,7 +75,8 @@ class TrainConfig:
     batch: int = 16
     accumulate: int = 1  # parts of a batch whose gradients are summed one after another, to save memory
     # What each layer keeps for its backward pass, which makes the rest again: the less, the less memory and the slower.
-    keep: Literal["everything", "products", "attention", "nothing"] = "products"
+    # "offloaded" keeps what "attention" does, and the layers' inputs, in the memory of the host.
+    keep: Literal["everything", "products", "attention", "offloaded", "nothing"] = "products"
     log_every: int = 20
     evaluate_every: int = 500
     sample_every: int = 500

@@ -5,6 +5,7 @@ Running it again continues it. A run that is stopped by a signal saves first; so
 
 import fcntl
 import json
+import math
 import os
 import socket
 import time
@@ -19,6 +20,8 @@ import numpy as np
 from kaleido_jax.config import to_json
 from kaleido_jax.errors import ExitCode, InputError, PeerLost, StorageError, UsageError, printable
 from kaleido_jax.parallel import processes
+from kaleido_jax.parallel.devices import most_used, peak_of
+from kaleido_jax.parallel.flops import forward_operations
 from kaleido_jax.porting import lora
 from kaleido_jax.training import sheets
 from kaleido_jax.training.clock import COMPILING, DATA, DRAWING, EVALUATING, SAVING, STEPS, Clock
@@ -86,6 +89,9 @@ class Training:
         self._waited, self._workers = self.clock.spent.get(DATA, 0.0), run.experiment.data.workers
         self._shapes: list[Batch] = []  # of batches that there are programs for
         self._pending: list[tuple[int, dict[str, Any]]] = []
+        mesh = run.programs.mesh
+        self._devices = jax.devices()[:1] if mesh is None else list(mesh.devices.flat)
+        self._peak, self._operations = peak_of(self._devices), 0.0  # a second; of a step, three forward passes
         ends = f"for {self.config.minutes:g} min" if self.config.minutes else f"to step {self.config.steps}"
         kind = jax.devices()[0].device_kind
         report(f"training {size(state.parameters):,} parameters from step {self.step} on {kind}, {ends}")
@@ -143,6 +149,9 @@ class Training:
     def advance(self, batch: Batch) -> None:
         """One step; waits for the step before it, so that the host is one ahead of the device and not more."""
         batch = self.run.ready(batch, self.source)
+        layout = self.run.programs.layout(batch)
+        tokens, wan = layout.tokens("visual"), self.run.experiment.transformer
+        self._operations = 3.0 * self.config.batch * forward_operations(wan, tokens, layout.tokens("text"))
         share = jax.device_put(np.float32(self.progress))
         self.state, values = self.run.programs.train(self.state, batch, share)
         if self._pending:
@@ -161,13 +170,12 @@ class Training:
         self._waited = waited
         for (step, _), value in zip(self._pending, values):
             numbers = {name: item.item() for name, item in value.items()}
+            absent = [name for name, x in numbers.items() if name.startswith("loss_at_") and math.isnan(x)]
+            numbers = {name: x for name, x in numbers.items() if name not in absent}
             if numbers["skipped_in_a_row"]:
                 numbers["samples"] = self.source.names(step - 1)
                 report(f"step {step} was not finite and changed nothing; samples {', '.join(numbers['samples'])}")
-            rate = self._rate.steps_per_second
-            self.metrics.write(
-                step, numbers | {"seconds": self.seconds, "steps_per_second": rate, "loader_wait": waiting}
-            )
+            self.metrics.write(step, numbers | self._speed() | {"loader_wait": waiting})
         mean = float(np.mean([value["loss"] for value in values]))
         rate = self._rate.steps_per_second
         by_steps = (self.config.steps - self.step) / rate
@@ -178,6 +186,17 @@ class Training:
         self._pending.clear()
         self._window = time.monotonic()
         return bool(values[-1]["skipped_in_a_row"] < self.config.skipped_limit)
+
+    def _speed(self) -> dict[str, float]:
+        """How fast the run is, the share of the devices' peak that its model's operations take, and their memory."""
+        rate = self._rate.steps_per_second
+        return {
+            "seconds": self.seconds,
+            "steps_per_second": rate,
+            "samples_per_second": rate * self.config.batch,
+            "mfu": rate * self._operations / self._peak,
+            "memory_gib": most_used(self._devices) / 2**30,
+        }
 
     def save(self, *, wait: bool = True) -> None:
         """Write a checkpoint of this step; without `wait`, while the next ones are trained."""

@@ -23,7 +23,7 @@ from kaleido_jax.methods.method import Method, losses
 from kaleido_jax.methods.registry import create as create_method
 from kaleido_jax.models.text import UMT5Encoder
 from kaleido_jax.models.vae import VAEConfig, WanVAE
-from kaleido_jax.models.wan import WanTransformer
+from kaleido_jax.models.wan import WanConfig, WanTransformer
 from kaleido_jax.parallel import MeshConfig, batch_shardings, shardings
 from kaleido_jax.parallel.chips import Chip
 from kaleido_jax.parallel.collectives import Traffic, traffic
@@ -35,7 +35,7 @@ from kaleido_jax.training.state import Batch, create, joined
 
 # How often attention's two products are computed in a step: once forward, two and a half times backward, which makes
 # the scores again, and once more where nothing of it is kept.
-ATTENTION_ROUNDS = {"everything": 3.5, "products": 3.5, "attention": 3.5, "nothing": 4.5}
+ATTENTION_ROUNDS = {"everything": 3.5, "products": 3.5, "attention": 3.5, "offloaded": 3.5, "nothing": 4.5}
 # VAEs by the number of their latent channels, where an experiment names no folder.
 _VAES = {16: VAEConfig.wan2_1, 48: VAEConfig.wan2_2}
 _IMAGE_TOKENS = 257  # of CLIP's ViT-H/14, for a network with an image branch
@@ -114,26 +114,28 @@ def plan(experiment: Experiment, devices: list[Any], chip: Chip, *, target: str,
     """
     filled = experiment.mesh.filled(len(devices))
     mesh = filled.make(devices)
-    _check(experiment, filled)
-    made = _abstract_step(experiment)
+    shares = filled.data * filled.fsdp * experiment.train.accumulate
+    if experiment.train.batch % shares:
+        raise UsageError(
+            f"train.batch is {experiment.train.batch}; mesh.data times mesh.fsdp times train.accumulate, {shares}, "
+            "must divide it"
+        )
+    check(experiment.transformer, filled)
+    made = abstract_step(experiment)
     began = time.monotonic()
     text, sizes = _compile(made, mesh, chip.platform, quick)
     seconds = time.monotonic() - began
     return _made_of(made, filled, mesh, chip, target, sizes, traffic(text, mesh), seconds)
 
 
-def _check(experiment: Experiment, mesh: MeshConfig) -> None:
-    shares = mesh.data * mesh.fsdp * experiment.train.accumulate
-    if experiment.train.batch % shares:
-        raise UsageError(
-            f"train.batch is {experiment.train.batch}; mesh.data times mesh.fsdp times train.accumulate, {shares}, "
-            "must divide it"
-        )
-    if experiment.transformer.heads % mesh.tensor:
-        raise UsageError(f"mesh.tensor is {mesh.tensor}; it must divide the {experiment.transformer.heads} heads")
+def check(transformer: WanConfig, mesh: MeshConfig) -> None:
+    """Raises UsageError unless the mesh divides the heads."""
+    if transformer.heads % mesh.tensor:
+        raise UsageError(f"mesh.tensor is {mesh.tensor}; it must divide the {transformer.heads} heads")
 
 
-def _abstract_step(experiment: Experiment) -> _Step:
+def abstract_step(experiment: Experiment) -> _Step:
+    """The training step of an experiment, with shapes for all that it takes."""
     method = create_method(experiment.method, experiment.scheme, experiment.options)
     data, transformer = experiment.data, experiment.transformer
     if transformer.out_channels not in _VAES:
@@ -201,31 +203,39 @@ def _compile(made: _Step, mesh: Mesh, platform: str, quick: bool = False) -> tup
     """The compiled step's text ("" if it does not fit), and the bytes of one device by kind."""
     places = shardings(made.state, mesh), batch_shardings(made.batch, mesh), shardings(made.frozen, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
-    placed = lambda tree, where: jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree, where
-    )
     arguments = (
         placed(made.state, places[0]),
         placed(made.batch, places[1]),
         jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere),
         placed(made.frozen, places[2]),
     )
-    options = {"exec_time_optimization_effort": -1.0} if quick and platform == "tpu" else None
-    with jax.set_mesh(mesh):
-        program = jax.jit(made.function, donate_argnums=0, out_shardings=(places[0], everywhere))
-        lowered = program.trace(*arguments).lower(lowering_platforms=(platform,))
-        try:
-            compiled = lowered.compile(options)
-            temporary, text = int(compiled.memory_analysis().temp_size_in_bytes), compiled.as_text()
-        except jax.errors.JaxRuntimeError as error:  # the compilers of TPUs give up on what does not fit
-            needed = re.search(r"total memory required for HLO temporaries \(([\d.]+)([MG])\)", str(error))
-            if needed is None:
-                raise
-            temporary, text = int(float(needed[1]) * {"M": 2**20, "G": 2**30}[needed[2]]), ""
+    program = jax.jit(made.function, donate_argnums=0, out_shardings=(places[0], everywhere))
+    text, temporary = compile_for(platform, program, arguments, mesh, quick)
     size = lambda name: bytes_per_device(getattr(made.state, name), getattr(places[0], name))
     known = {"weights": size("parameters"), "average": size("average"), "moments": size("moments")}
     known["weights"] += bytes_per_device(made.frozen, places[2])
     return text, known | {"batch": bytes_per_device(made.batch, places[1]), "temporary": temporary}
+
+
+def placed(tree: Any, where: Any) -> Any:
+    """Shapes that lie where a tree of shardings says."""
+    shape = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    return jax.tree.map(shape, tree, where)
+
+
+def compile_for(platform: str, program: Any, arguments: tuple, mesh: Mesh, quick: bool = False) -> tuple[str, int]:
+    """The text of a jitted function compiled for a mesh ("" if it does not fit), and a device's temporary bytes."""
+    options = {"exec_time_optimization_effort": -1.0} if quick and platform == "tpu" else None
+    with jax.set_mesh(mesh):
+        lowered = program.trace(*arguments).lower(lowering_platforms=(platform,))
+        try:
+            compiled = lowered.compile(options)
+            return compiled.as_text(), int(compiled.memory_analysis().temp_size_in_bytes)
+        except jax.errors.JaxRuntimeError as error:  # the compilers of TPUs give up on what does not fit
+            needed = re.search(r"total memory required for HLO temporaries \(([\d.]+)([MG])\)", str(error))
+            if needed is None:
+                raise
+            return "", int(float(needed[1]) * {"M": 2**20, "G": 2**30}[needed[2]])
 
 
 def forward_flops(made: _Step) -> tuple[int, int]:
@@ -265,19 +275,7 @@ def _made_of(
     progress = jax.ShapeDtypeStruct((), jnp.float32)
     computed = count(made.function, made.state, made.batch, progress, made.frozen)
     attention = int(attention * ATTENTION_ROUNDS[experiment.train.keep])
-    by_axes: dict[str, dict[str, float]] = {}
-    for (axes, kind), size in sent.bytes.items():
-        by_axes.setdefault(axes, {})[kind] = size
-
-    peak = chip.peak * devices
-    bound = (computed - attention) / (peak * chip.product) + attention / (peak * chip.attention)
-    seconds = {"bound": bound}
-    for axes, kinds in by_axes.items():
-        seconds[f"traffic along {axes}"] = sum(kinds.values()) / _rate(chip, mesh, axes)
-    waiting = sum(value for name, value in seconds.items() if name.startswith("traffic"))
-    seconds["estimate"] = max(computed / (peak * chip.reached), waiting, bound)
-    mfu = {name: 3 * forward / (peak * seconds[name]) for name in ("bound", "estimate")}
-    limit = "the devices' network" if waiting > max(bound, computed / (peak * chip.reached)) else "computing"
+    times = Times.of(computed, attention, 3 * forward, sent, mesh, chip, host=_to_host(experiment, config, made.layout))
     result = Plan(
         name=experiment.name,
         target=target,
@@ -290,20 +288,85 @@ def _made_of(
         model_flops=3 * forward,
         computed_flops=computed,
         attention_flops=attention,
-        traffic=by_axes,
-        seconds=seconds,
-        mfu=mfu,
-        limit=limit,
-        assumptions=[
-            f"peak {chip.peak / 1e12:.0f} TFLOP/s a device in bfloat16",
-            f"kernels reach {chip.product:.0%} of it in products and {chip.attention:.0%} in attention (bound)",
-            f"whole programs reach {chip.reached:.0%} of it by what they compute, as published ones do (estimate)",
-            f"links of {chip.link / 1e9:.0f} GB/s into a device are used to the full, and wait for nothing else",
-        ],
+        traffic=times.traffic,
+        seconds=times.seconds,
+        mfu=times.mfu,
+        limit=times.limit,
+        assumptions=assumptions(chip),
         advice=[],
         compile_seconds=compile_seconds,
     )
     return dataclasses.replace(result, advice=_advice(result, experiment, config))
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """What follows from rates: bytes by axes and kind, seconds by what takes them, MFU, and what limits the program."""
+
+    traffic: dict[str, dict[str, float]]
+    seconds: dict[str, float]
+    mfu: dict[str, float]
+    limit: str
+
+    @classmethod
+    def of(
+        cls,
+        computed: float,
+        attention: float,
+        model: float,
+        sent: Traffic,
+        mesh: Mesh,
+        chip: Chip,
+        *,
+        host: float = 0.0,
+    ) -> "Times":
+        """Of a program that computes so many operations on all devices, of which some in attention.
+
+        model: operations that MFU counts. host: bytes that a device moves to the host's memory and back.
+        """
+        by_axes: dict[str, dict[str, float]] = {}
+        for (axes, kind), size in sent.bytes.items():
+            by_axes.setdefault(axes, {})[kind] = size
+        peak = chip.peak * mesh.devices.size
+        bound = (computed - attention) / (peak * chip.product) + attention / (peak * chip.attention)
+        seconds = {"bound": bound}
+        for axes, kinds in by_axes.items():
+            seconds[f"traffic along {axes}"] = sum(kinds.values()) / _rate(chip, mesh, axes)
+        waiting = sum(value for name, value in seconds.items() if name.startswith("traffic"))
+        if host:
+            seconds["to the host and back"] = host / chip.host
+        copying = seconds.get("to the host and back", 0.0)
+        reached = computed / (peak * chip.reached)
+        seconds["estimate"] = max(reached, waiting, copying, bound)
+        mfu = {name: model / (peak * seconds[name]) for name in ("bound", "estimate")}
+        limits = {
+            "the devices' network": waiting,
+            "copies to the host": copying,
+            f"kernels of attention, {chip.attention:.0%} of the peak": attention / (peak * chip.attention),
+            "computing": reached,
+        }
+        limit = max(limits, key=lambda name: limits[name])
+        return cls(by_axes, seconds, mfu, limit)
+
+
+def assumptions(chip: Chip) -> list[str]:
+    """What `Times` takes for granted, in words."""
+    return [
+        f"peak {chip.peak / 1e12:.0f} TFLOP/s a device in bfloat16",
+        f"kernels reach {chip.product:.0%} of it in products and {chip.attention:.0%} in attention (bound)",
+        f"whole programs reach {chip.reached:.0%} of it by what they compute, as published ones do (estimate)",
+        f"links of {chip.link / 1e9:.0f} GB/s into a device are used to the full, and wait for nothing else",
+    ]
+
+
+def _to_host(experiment: Experiment, mesh: MeshConfig, layout: TokenLayout) -> float:
+    """Bytes that a device moves to its host and back in a step: each layer's input and what attention made of it."""
+    if experiment.train.keep != "offloaded":
+        return 0.0
+    wan, samples = experiment.transformer, experiment.train.batch / (mesh.data * mesh.fsdp)
+    tokens = samples * layout.tokens("visual") / mesh.sequence
+    width = wan.dim * (1 + 1 / mesh.tensor) * jnp.dtype(wan.dtype).itemsize
+    return 2 * wan.layers * tokens * width
 
 
 def _rate(chip: Chip, mesh: Mesh, axes: str) -> float:
@@ -324,8 +387,10 @@ def _advice(result: Plan, experiment: Experiment, mesh: MeshConfig) -> list[str]
     samples = train.batch // (mesh.data * mesh.fsdp * train.accumulate)
     if state > result.memory // 2:
         advice.append(f"weights, average and moments take {state / 2**30:.1f} GiB: raise mesh.fsdp or mesh.tensor")
-    if train.keep != "nothing":
+    if train.keep not in ("nothing", "offloaded"):
         advice.append(f"train.keep=nothing makes more again in the backward pass (it is {train.keep})")
+    if train.keep != "offloaded":
+        advice.append("train.keep=offloaded keeps what the backward pass reads in the host's memory")
     if samples > 1:
         advice.append(
             f"train.accumulate={train.accumulate * 2} halves the {samples} samples that a device has at a time"

@@ -17,11 +17,11 @@ from kaleido_jax.errors import UsageError
 from kaleido_jax.parallel.chips import Chip
 from kaleido_jax.parallel.mesh import AXES, MeshConfig, factorisations
 from kaleido_jax.training.experiment import Experiment
-from kaleido_jax.training.plan import ATTENTION_ROUNDS, Plan, _abstract_step, forward_flops, plan
+from kaleido_jax.training.plan import ATTENTION_ROUNDS, Plan, abstract_step, forward_flops, plan
 
 MOST_TENSOR, MOST_SEQUENCE, MOST_SAMPLES = 8, 32, 4
 # Matrix products of a step in units of the forward pass's.
-_PRODUCT_ROUNDS = {"everything": 3.0, "products": 3.0, "attention": 4.0, "nothing": 4.0}
+_PRODUCT_ROUNDS = {"everything": 3.0, "products": 3.0, "attention": 4.0, "offloaded": 4.0, "nothing": 4.0}
 # Bytes that a device receives of a parameter in each part of a batch: gathered in both passes, and its gradient.
 _GATHERED = {"tpu": 20.0, "cuda": 6.4, "cpu": 20.0}
 # Tensors as large as a layer's input that a device receives of its tokens in a layer: q, k, v and the outcome are
@@ -62,7 +62,7 @@ class Sizes:
 
 
 def sizes_of(experiment: Experiment) -> Sizes:
-    made = _abstract_step(experiment)
+    made = abstract_step(experiment)
     everything, attention = forward_flops(made)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(made.state.parameters))
     return Sizes(parameters, made.layout.tokens("visual"), everything - attention, attention)
@@ -93,6 +93,7 @@ def guess(experiment: Experiment, sizes: Sizes, chip: Chip) -> Guess:
     wide = 2.0 * tokens * wan.dim  # bytes of a layer's input
     inner = (7 + wan.ffn_dim / wan.dim) / tensor
     kept = {"nothing": 1.0, "attention": 1.0 + 1.0 / tensor, "products": 1.0 + inner, "everything": 2.0 + 2.0 * inner}
+    kept["offloaded"] = 0.0
     gradients = 4.0 * sizes.parameters / shards * (1 + (train.accumulate > 1))
     at_work = wide * (4.0 + 2.0 * inner)
     memory = 16.0 * sizes.parameters / shards + _TEMPORARY * (
@@ -111,7 +112,9 @@ def guess(experiment: Experiment, sizes: Sizes, chip: Chip) -> Guess:
         16.0 * layers * others(tensor),
     )
     waiting = sum(size / _rate(chip, shape, axis) for axis, size in enumerate(received))
-    return Guess(experiment=experiment, memory=memory, seconds=max(bound, reached, waiting), waiting=waiting)
+    copied = 2.0 * layers * (1.0 + 1.0 / tensor) / chip.host if train.keep == "offloaded" else 0.0
+    seconds = max(bound, reached, waiting, copied)
+    return Guess(experiment=experiment, memory=memory, seconds=seconds, waiting=waiting + copied)
 
 
 def _rate(chip: Chip, shape: tuple[int, ...], axis: int) -> float:

@@ -19,8 +19,8 @@ from kaleido_jax.bundle import merge
 from kaleido_jax.diffusion import flow
 from kaleido_jax.diffusion.preference import flow_dpo_loss
 from kaleido_jax.layout import TokenLayout, patchify
-from kaleido_jax.methods.method import Condition, Method, losses
-from kaleido_jax.models.layers import KEEP_PRODUCTS, Remat
+from kaleido_jax.methods.method import Condition, Method, loss_parts, total_of
+from kaleido_jax.models.layers import KEEP_PRODUCTS, OFFLOADED, Remat
 from kaleido_jax.models.text import UMT5Encoder
 from kaleido_jax.models.vae import WanVAE
 from kaleido_jax.models.wan import WanTransformer
@@ -35,6 +35,7 @@ REMAT: Mapping[str, Remat] = {
     "everything": False,
     "products": KEEP_PRODUCTS,
     "attention": jax.checkpoint_policies.save_only_these_names(ATTENTION_NAME),
+    "offloaded": OFFLOADED,
     "nothing": True,
 }
 
@@ -89,12 +90,12 @@ def sample_losses(
     experiment: Experiment,
     method: Method,
     layout: TokenLayout,
-) -> Float[Array, "b"]:
-    """The loss of every sample at the given times and noise."""
+) -> dict[str, Float[Array, "b"]]:
+    """What each kind of segment adds to the loss of every sample at the given times and noise."""
     patch = experiment.transformer.patch
     build = lambda weights: partial(merge(networks.transformer, weights), remat=REMAT[experiment.train.keep])
     share = batch.subject_share.astype(jnp.float32)[..., None]
-    return losses(
+    return loss_parts(
         method,
         divided(build, parameters["transformer"], ulysses=experiment.mesh.ulysses),
         batch.video.astype(jnp.float32),
@@ -135,8 +136,8 @@ def pair_losses(
     errors = []
     for video in (batch.video, batch.rejected):
         one = replace(batch, video=video, rejected=None)
-        errors.append(sample_losses(parameters, one, times, noise, networks=networks, **fixed))
-        reference = sample_losses(frozen, one, times, noise, networks=untuned, **fixed)
+        errors.append(total_of(sample_losses(parameters, one, times, noise, networks=networks, **fixed)))
+        reference = total_of(sample_losses(frozen, one, times, noise, networks=untuned, **fixed))
         errors.append(jax.lax.stop_gradient(reference))
     chosen, reference_chosen, rejected, reference_rejected = errors
     return flow_dpo_loss(chosen, rejected, reference_chosen, reference_rejected, experiment.preference.beta)
@@ -173,14 +174,18 @@ def train_step(
 
     fixed = {"networks": networks, "experiment": experiment, "method": method, "layout": layout}
 
-    def loss_of(parameters: Parameters, part: tuple[Batch, Array, Array]) -> Array:
+    def loss_of(parameters: Parameters, part: tuple[Batch, Array, Array]) -> tuple[Array, dict[str, Array]]:
         weights = joined(frozen, parameters)
         if part[0].rejected is not None:
-            return jnp.mean(pair_losses(weights, frozen, *part, **fixed))
-        return jnp.mean(sample_losses(weights, *part, **fixed))
+            by_kind = {"pairs": pair_losses(weights, frozen, *part, **fixed)}
+        else:
+            by_kind = sample_losses(weights, *part, **fixed)
+        whole = total_of(by_kind)
+        means = {f"loss_of_{kind}": jnp.mean(values) for kind, values in by_kind.items()}
+        return jnp.mean(whole), means | _by_time(whole, part[1])
 
-    loss, gradient = _in_parts(
-        jax.value_and_grad(loss_of), state.parameters, (batch, times, noise), experiment.train.accumulate
+    (loss, seen), gradient = _in_parts(
+        jax.value_and_grad(loss_of, has_aux=True), state.parameters, (batch, times, noise), experiment.train.accumulate
     )
     norm = optax.tree.norm(gradient)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -204,12 +209,36 @@ def train_step(
         average=keep(average, state.average),
         moments=keep(moments, state.moments),
     )
-    return following, {
+    return following, _averaged(seen) | {
         "loss": loss,
         "gradient_norm": norm,
         "learning_rate": rate,
         "skipped_in_a_row": following.skipped_in_a_row,
     }
+
+
+TIME_BUCKETS = 5  # of equal width, that losses are reported by
+
+
+def _by_time(losses: Float[Array, "b"], times: Float[Array, "b draws"]) -> dict[str, Array]:
+    """Sums and numbers of the losses of samples by the time of the flow, their draws' mean."""
+    time = jnp.mean(times, axis=1)
+    bucket = jnp.clip((time * TIME_BUCKETS).astype(jnp.int32), 0, TIME_BUCKETS - 1)
+    found = {}
+    for index in range(TIME_BUCKETS):
+        name = f"loss_at_{index / TIME_BUCKETS:g}_to_{(index + 1) / TIME_BUCKETS:g}"
+        own = bucket == index
+        found[name], found[f"{name} of"] = jnp.sum(jnp.where(own, losses, 0.0)), jnp.sum(own.astype(jnp.float32))
+    return found
+
+
+def _averaged(seen: dict[str, Array]) -> dict[str, Array]:
+    """Means in place of sums and numbers; NaN for what no sample is in."""
+    means = {}
+    for name, value in seen.items():
+        if not name.endswith(" of"):
+            means[name] = value / seen[f"{name} of"] if f"{name} of" in seen else value
+    return means
 
 
 def _in_parts(function: Callable[..., Any], parameters: Parameters, batch: Any, parts: int) -> Any:
@@ -246,8 +275,7 @@ def evaluation_losses(
 
     def at(time: Float[Array, ""]) -> Float[Array, "b"]:
         times = jnp.broadcast_to(time, (batch.indices.shape[0], method.draws(layout)))
-        return sample_losses(
-            parameters, batch, times, noise, networks=networks, experiment=experiment, method=method, layout=layout
-        )
+        fixed = {"networks": networks, "experiment": experiment, "method": method, "layout": layout}
+        return total_of(sample_losses(parameters, batch, times, noise, **fixed))
 
     return jax.lax.map(at, jnp.asarray(EVALUATION_TIMES, jnp.float32)).T

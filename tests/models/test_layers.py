@@ -1,5 +1,7 @@
 """Shared layers against torch, and what they promise about types and memory."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from torch.nn import functional
 from kaleido_jax.models.layers import (
     KEEP_PRODUCTS,
     MLP,
+    OFFLOADED,
     LayerNorm,
     Linear,
     RMSNorm,
@@ -147,6 +150,23 @@ def test_what_the_backward_pass_makes_again(layers):
     for remat in (True, KEEP_PRODUCTS):
         for ours, plain in zip(gradients[remat], gradients[False], strict=True):
             assert relative_error(ours, plain) <= CLOSE
+
+
+def test_what_the_backward_pass_reads_is_kept_in_the_hosts_memory(layers):
+    """Each layer's input, and nothing of it on the device; the gradients are equal."""
+    graph, parameters = nnx.split(layers)
+    x = jnp.asarray(normal(2, 4))
+
+    def gradient(remat, parameters):
+        body = lambda layer, x, state: (x + layer(x), state)
+        return jax.grad(lambda p: jnp.square(scan(nnx.merge(graph, p), body, x, remat=remat)[0]).sum())(parameters)
+
+    loops = [e for e in jax.make_jaxpr(functools.partial(gradient, OFFLOADED))(parameters).eqns if "scan" in str(e)]
+    kept = [str(variable.aval) for variable in loops[0].outvars[loops[0].params["num_carry"] :]]
+    assert kept == ["float32<host>[3,2,4]"]
+    ours, plain = (jax.tree.leaves(jax.jit(functools.partial(gradient, r))(parameters)) for r in (OFFLOADED, True))
+    for one, other in zip(ours, plain, strict=True):
+        assert relative_error(one, other) <= CLOSE
 
 
 def test_linear_without_bias_and_with_its_own_start():

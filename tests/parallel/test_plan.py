@@ -18,7 +18,7 @@ from kaleido_jax.parallel.chips import Chip, Target
 from kaleido_jax.parallel.flops import forward_operations
 from kaleido_jax.parallel.target import devices_of
 from kaleido_jax.training.experiment import DataConfig, Experiment, TrainConfig
-from kaleido_jax.training.plan import _abstract_step, _advice, forward_flops, plan
+from kaleido_jax.training.plan import _advice, abstract_step, forward_flops, plan
 
 FOLDER = pathlib.Path(__file__).resolve().parents[2] / "configs"
 CPU = Chip(peak=1e11, memory=1e9, bandwidth=1e10, link=1e9, network=1e9, reached=0.5, platform="cpu")
@@ -38,7 +38,7 @@ def tiny():
 
 
 def test_memory_is_what_lies_on_a_device(tiny):
-    numbers = sum(leaf.size for leaf in jax.tree.leaves(_abstract_step(EXPERIMENT).state.parameters))
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(abstract_step(EXPERIMENT).state.parameters))
     assert tiny.devices == 8 and tiny.mesh == "fsdp=4,sequence=2" and tiny.fits
     # Four bytes a number, over four devices; a few biases are not divided by four.
     assert tiny.bytes["weights"] == pytest.approx(4 * numbers / 4, rel=0.01)
@@ -94,7 +94,7 @@ def test_operations_of_the_recipes(name):
     rate, steps = (5e-6, 5_000) if "sft" in name else (1e-5, 10_000)
     assert (experiment.optimizer.learning_rate, experiment.train.steps) == (rate, steps)
     assert experiment.start_from.startswith("runs/" if "sft" in name else "Wan2.")
-    made, wan = _abstract_step(experiment), experiment.transformer
+    made, wan = abstract_step(experiment), experiment.transformer
     tokens = made.layout.tokens("visual")
     assert tokens == RECIPES[name]
     products, attention = (count / 256 for count in forward_flops(made))
@@ -112,7 +112,7 @@ def test_operations_of_the_recipes(name):
     ],
 )
 def test_recipes_of_other_methods_are_laid_out(name, tokens, texts):
-    made = _abstract_step(configs.load(FOLDER / f"{name}.py"))
+    made = abstract_step(configs.load(FOLDER / f"{name}.py"))
     assert made.layout.tokens("visual") == tokens
     assert len(made.layout.select("text")) == texts == made.batch.text_lengths.shape[1]
 

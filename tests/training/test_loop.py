@@ -64,6 +64,14 @@ def test_a_run_writes_metrics_checkpoints_pictures_and_a_model(run_in, prepared)
     assert code == ExitCode.DONE
     assert list(losses(run)) == [1, 2, 3, 4, 5, 6]
     assert all(line["loss"] > 0 for line in lines(run))
+    for line in lines(run):
+        if "heldout" not in line:
+            assert line["loss_of_video"] == pytest.approx(line["loss"], rel=1e-5)
+            # Four samples in five buckets of time: their mean is the loss.
+            buckets = [value for name, value in line.items() if name.startswith("loss_at_")]
+            assert buckets and min(buckets) - 1e-6 <= line["loss"] <= max(buckets) + 1e-6
+            assert 0 < line["mfu"] < 1 and line["memory_gib"] > 0.1 and 0 <= line["loader_wait"] <= 1
+            assert line["samples_per_second"] == pytest.approx(4 * line["steps_per_second"], rel=1e-4)
     heldout = [line for line in lines(run) if "heldout" in line]
     assert [line["step"] for line in heldout] == [6]
     assert (run.workdir / "samples" / "00000006.png").is_file()
