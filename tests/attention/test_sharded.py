@@ -6,13 +6,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jax.sharding import Mesh
 
 from kaleido_jax.attention import attention, merge, sharded_attention
 from kaleido_jax.attention.sharded import visible_hops
 from kaleido_jax.layout import Segment, TokenLayout
-from kaleido_jax.masks import EMPTY, TokenMask, block_summary, shot_causal, visibility
+from kaleido_jax.masks import (
+    TokenMask,
+    bidirectional,
+    foreground_background,
+    separate_references,
+    shot_causal,
+    unidirectional,
+    visibility,
+)
+from kaleido_jax.parallel import sequence
 from tests.attention.dense import assert_close, dense_attention, problem
+from tests.attention.drawn import DRAWN, drawn_mask
 
 QUERIES, KEYS = 45, 37  # neither is divided by 8
 
@@ -55,6 +67,32 @@ def test_equals_dense_attention(form, masked):
     assert_close(results, dense_attention(inputs, cotangents, mask, 8**-0.5), 1e-5)
 
 
+@pytest.fixture(scope="module")
+def forms():
+    """Results of each form as programs of any mask of 45 queries and 37 keys."""
+
+    def program(heads, key_heads, ulysses):
+        @jax.jit
+        def run(inputs, cotangents, mask):
+            attend = functools.partial(sharded_attention, mask=mask, axis="tokens", ulysses=ulysses, return_lse=True)
+            results, transpose = jax.vjp(attend, *inputs)
+            return (*results, *transpose(cotangents))
+
+        return problem(0, queries=QUERIES, keys=KEYS, heads=heads, key_heads=key_heads, head_dim=8), run
+
+    return {form: program(*FORMS[form]) for form in ("ring", "both")}
+
+
+@settings(deadline=None, max_examples=10)
+@given(drawn=DRAWN, form=st.sampled_from(["ring", "both"]))
+def test_any_layout_and_mask_as_data(forms, drawn, form):
+    (inputs, cotangents), run = forms[form]
+    mask = drawn_mask(drawn, batch=2, queries=QUERIES, keys=KEYS)
+    with jax.set_mesh(mesh(8)):
+        results = run(inputs, cotangents, mask)
+    assert_close(results, dense_attention(inputs, cotangents, mask, 8**-0.5), 1e-5)
+
+
 def shards_that_read(*places):
     """64 tokens on 8 devices, each of which reads the shards so many places before its own."""
     shard = np.arange(64) // 8
@@ -83,20 +121,56 @@ def test_a_ring_with_gaps_equals_dense_attention():
     assert "collective_permute" not in text
 
 
-def test_shares_of_every_segment_balance_what_devices_visit():
-    """As parallel.sequence places tokens: visited blocks differ by at most 10 %, where runs of tokens are far off."""
-    layout = TokenLayout(tuple(Segment(kind="video", grid=(4, 1, n), shot=i) for i, n in enumerate((24, 40, 24, 40))))
-    mask = visibility(layout, shot_causal)
-    tokens = np.arange(layout.tokens())
-    shares = [np.array_split(tokens[piece], 4) for piece in layout.slices()]
-    dealt = np.concatenate([share[device] for device in range(4) for share in shares])
+KALEIDO = TokenLayout(
+    (
+        Segment(kind="video", grid=(6, 6, 8)),
+        *(Segment(kind="reference", grid=(1, 6, 8), subject=i) for i in range(3)),
+    )
+)
+SHOTS = TokenLayout(tuple(Segment(kind="video", grid=(4, 1, n), shot=i) for i, n in enumerate((24, 40, 24, 40))))
+PLACED = {
+    "kaleido, 2 of 3 references": (
+        KALEIDO,
+        visibility(KALEIDO, bidirectional, contents=KALEIDO.contents(lengths=np.array([[288, 48, 48, 0]]))),
+    ),
+    "unidirectional": (KALEIDO, visibility(KALEIDO, unidirectional)),
+    "separate references": (KALEIDO, visibility(KALEIDO, separate_references)),
+    "shot-causal": (SHOTS, visibility(SHOTS, shot_causal)),
+    "packing": (SHOTS, visibility(SHOTS, contents=SHOTS.contents(samples=np.array([[0, 0, 1, 2]])))),
+    "foreground and background": (
+        KALEIDO,
+        foreground_background(KALEIDO, jnp.asarray(np.arange(KALEIDO.tokens()) % 48 < 16)),
+    ),
+}
 
-    def visited(order):
-        summary = np.asarray(block_summary(mask.take(queries=order, keys=order), 16, 16))[0]
-        return (summary != EMPTY).sum(1).reshape(4, -1).sum(1)
 
-    assert visited(dealt).max() <= 1.1 * visited(dealt).min()
-    assert visited(tokens).max() > 2 * visited(tokens).min()
+def visited(mask, places, devices, block=16):
+    """How many blocks each device visits in a ring: `places` are the tokens in the order of the devices, -1: none."""
+    dense = np.asarray(mask.dense())[0]
+    shards = places.reshape(devices, -1)
+    counts = np.zeros(devices, int)
+    for device, queries in enumerate(shards):
+        for keys in shards:
+            visible = dense[np.ix_(queries[queries >= 0], keys)] & (keys >= 0)
+            more = [(0, -length % block) for length in visible.shape]
+            blocks = np.pad(visible, more).reshape(-(-visible.shape[0] // block), block, -1, block)
+            counts[device] += blocks.any((1, 3)).sum()
+    return counts
+
+
+@pytest.mark.parametrize("name", PLACED)
+def test_devices_visit_equally_many_blocks(name):
+    """As networks place tokens on devices: counts differ by at most 10 %."""
+    layout, mask = PLACED[name]
+    tokens = jnp.arange(layout.tokens(), dtype=jnp.int32)[None]
+    places = np.asarray(sequence._deal(tokens, [segment.tokens for segment in layout.segments], 8, fill=-1))[0]
+    counts = visited(mask, places, 8)
+    assert counts.max() <= 1.1 * counts.min(), counts
+
+
+def test_runs_of_tokens_on_devices_would_not_be_balanced():
+    counts = visited(PLACED["shot-causal"][1], np.arange(SHOTS.tokens()), 8)
+    assert counts.max() > 2 * counts.min()
 
 
 def test_batch_on_another_axis_and_the_kernel_in_a_ring():
