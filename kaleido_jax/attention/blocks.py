@@ -61,6 +61,29 @@ def block_lists(visibility: Visibility, block_q: int, block_k: int) -> BlockList
     return BlockLists(_compact(summary), _compact(summary.swapaxes(1, 2)))
 
 
+def fill_and_list(
+    visibility: Visibility | None, queries: int, keys: int, block_q: int, block_k: int
+) -> tuple[Visibility, BlockLists]:
+    """What a kernel needs to know of a mask: the filled up vectors, and the lists of blocks."""
+    filled = fill_blocks(visibility, queries, keys, block_q, block_k)
+    if visibility is not None:
+        return filled, block_lists(filled, block_q, block_k)
+    # Everything is visited, and full but for the keys that fill up: nothing is left to compute, or to fold.
+    blocks_q, blocks_k, short = math.ceil(queries / block_q), math.ceil(keys / block_k), keys % block_k != 0
+    last = jnp.arange(blocks_k, dtype=jnp.int32) == blocks_k - 1
+    whole = jnp.where(last & short, 0, blocks_q).astype(jnp.int32)
+    return filled, BlockLists(
+        _all_blocks(blocks_k, jnp.full(blocks_q, blocks_k - short, jnp.int32)), _all_blocks(blocks_q, whole)
+    )
+
+
+def _all_blocks(others: int, whole: Int32[Array, " blocks"]) -> Int32[Array, "1 blocks words"]:
+    """Lists of all other blocks in their order, with how many of them, the first ones, are full."""
+    row = lambda x: jnp.broadcast_to(x, (1, whole.shape[0], x.shape[-1]))
+    order = jnp.arange(others, dtype=jnp.int32)[None, None]
+    return jnp.concatenate([row(jnp.full((1, 1, 1), others, jnp.int32)), whole[None, :, None], row(order)], axis=2)
+
+
 def _compact(summary: UInt8[Array, "rows blocks others"]) -> Int32[Array, "rows blocks words"]:
     order = jnp.argsort(FULL - summary.astype(jnp.int32), axis=2, stable=True).astype(jnp.int32)
     visited = (summary >= PARTIAL).sum(2, keepdims=True, dtype=jnp.int32)

@@ -21,7 +21,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as gpu
 
 from kaleido_jax.attention.block_sizes import tuned
-from kaleido_jax.attention.blocks import FIRST, VISITED, block_lists, fill_blocks
+from kaleido_jax.attention.blocks import FIRST, VISITED, fill_and_list
 from kaleido_jax.attention.hopper import (
     BY_COLUMN,
     BY_ROW,
@@ -90,9 +90,8 @@ def _prepare(
     """Operands for the kernels whose warpgroups hold queries, or keys, and that fetch the other side."""
     held = WARPGROUPS * ROWS
     block_q, block_k = (sizes.fetched, held) if by_key else (held, sizes.fetched)
-    visibility = fill_blocks(visibility, q.shape[1], k.shape[1], block_q, block_k)
+    visibility, lists = fill_and_list(visibility, q.shape[1], k.shape[1], block_q, block_k)
     rows = max(x.shape[0] for x in visibility if x is not None)
-    lists = block_lists(visibility, block_q, block_k)
     q_rows = _vectors(visibility.reads, visibility.q_sample, rows)
     k_rows = _vectors(visibility.groups, visibility.k_sample, rows)
     words = lists.by_key if by_key else lists.by_query

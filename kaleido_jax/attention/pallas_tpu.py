@@ -23,7 +23,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kaleido_jax.attention.block_sizes import tuned
-from kaleido_jax.attention.blocks import FIRST, VISITED, WHOLE, block_length, block_lists, fill_blocks
+from kaleido_jax.attention.blocks import FIRST, VISITED, WHOLE, block_length, fill_and_list
 from kaleido_jax.attention.reference import NOTHING, Visibility
 from kaleido_jax.typing import Array, Float, Int32
 
@@ -94,9 +94,8 @@ def _prepare(q, k, v, visibility: Visibility | None, scale: float, sizes: BlockS
     if q.dtype == jnp.float16:  # the matrix units have bfloat16 and float32 only
         q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
     block_q, block_k = block_length(q.shape[1], sizes.queries, LANES), block_length(k.shape[1], sizes.keys, LANES)
-    visibility = fill_blocks(visibility, q.shape[1], k.shape[1], block_q, block_k)
+    visibility, lists = fill_and_list(visibility, q.shape[1], k.shape[1], block_q, block_k)
     rows = max(x.shape[0] for x in visibility if x is not None)
-    lists = block_lists(visibility, block_q, block_k)
     # One after the other: a transposition may be two copies, and those of only one array are to exist at a time.
     keys, v = jax.lax.optimization_barrier((_heads_first(k, block_k), v))
     values, q = jax.lax.optimization_barrier((_heads_first(v, block_k), q))

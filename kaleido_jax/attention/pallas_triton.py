@@ -21,7 +21,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
 from kaleido_jax.attention.block_sizes import tuned
-from kaleido_jax.attention.blocks import FIRST, VISITED, WHOLE, BlockLists, block_lists, fill_blocks
+from kaleido_jax.attention.blocks import FIRST, VISITED, WHOLE, BlockLists, fill_and_list
 from kaleido_jax.attention.reference import NOTHING, Visibility
 from kaleido_jax.typing import Array, Float
 
@@ -72,8 +72,7 @@ def _fill(x: Float[Array, "b n h d"], block: int) -> Float[Array, "b filled h la
 
 
 def _prepare(q, k, v, visibility: Visibility | None, scale: float, sizes: BlockSizes) -> tuple[_Operands, _Sizes]:
-    visibility = fill_blocks(visibility, q.shape[1], k.shape[1], sizes.queries, sizes.keys)
-    lists = block_lists(visibility, sizes.queries, sizes.keys)
+    visibility, lists = fill_and_list(visibility, q.shape[1], k.shape[1], sizes.queries, sizes.keys)
     rows = lists.by_query.shape[0]
     static = _Sizes(sizes.queries, sizes.keys, q.shape[2] // k.shape[2], visibility.q_sample is not None, scale)
     if visibility.q_sample is None:  # one token of zeros, which no kernel loads

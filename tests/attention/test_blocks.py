@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kaleido_jax.attention.blocks import FIRST, VISITED, WHOLE, block_length, block_lists, fill_blocks
+from kaleido_jax.attention.blocks import FIRST, VISITED, WHOLE, block_length, block_lists, fill_and_list, fill_blocks
 from kaleido_jax.attention.reference import Visibility
 from kaleido_jax.layout import Segment, TokenLayout
 from kaleido_jax.masks import (
@@ -90,6 +90,10 @@ def test_without_a_mask_only_the_block_that_is_filled_up_is_partial():
     lists = block_lists(fill_blocks(None, 40, 40, BLOCK, BLOCK), BLOCK, BLOCK)
     np.testing.assert_array_equal(lists.by_query, [[[3, 2, 0, 1, 2]] * 3])
     np.testing.assert_array_equal(lists.by_key[0, :, WHOLE], [3, 3, 0])
+    for queries, keys in ((40, 40), (32, 48), (17, 5)):
+        computed = block_lists(fill_blocks(None, queries, keys, BLOCK, BLOCK), BLOCK, BLOCK)
+        _, written = fill_and_list(None, queries, keys, BLOCK, BLOCK)
+        jax.tree.map(np.testing.assert_array_equal, written, computed)
 
 
 def test_empty_rows_visit_nothing():
