@@ -55,6 +55,13 @@ def test_very_negative_scores_and_rows_that_read_nothing_give_finite_gradients()
     assert_close(results, dense_attention(inputs, cotangents, mask, 0.1), 1e-2)
 
 
+def test_without_a_mask():
+    (q, k, v), cotangents = problem(0, batch=1, queries=64, keys=150, heads=1, key_heads=1, dtype="float16")
+    out = jax.jit(lambda q, k, v: attention(q, k, v, backend="pallas_gpu", interpret=True))(q, k, v)
+    expected = dense_attention((q, k, v), cotangents, None, 64**-0.5)[0]
+    np.testing.assert_allclose(np.asarray(out, np.float64), expected, atol=2e-3)
+
+
 def test_blocks_that_nobody_reads_are_never_fetched():
     (q, k, v), cotangents = problem(0, batch=1, queries=64, keys=256, heads=1, key_heads=1, dtype="float16")
     groups = np.repeat(np.array([1, 2, 1, 2], np.uint32), 64)
