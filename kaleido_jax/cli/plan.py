@@ -10,9 +10,9 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments; imports nothing heavy."""
     parser.description = (
-        "Compiles an experiment's training step for chips that this machine need not have, and says what it takes: "
-        "memory by kind, operations, traffic between devices, and an estimate of the time of a step with what it "
-        "assumes. Exit code 65 if it does not fit."
+        "Compiles an experiment's training step, or a step of sampling, for chips that this machine need not have, and "
+        "says what it takes: memory by kind, operations, traffic between devices, and an estimate of the time of a "
+        "step with what it assumes. Exit code 65 if it does not fit."
     )
     parser.add_argument("config", help="a Python file with a function config(), such as configs/kaleido_14b_sft.py")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="fields of the config to change")
@@ -29,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="try all meshes, numbers of parts and train.keep by formulas, compile the N best (default: 3), rank them",
+    )
+    parser.add_argument(
+        "--sample", action="store_true", help="plan a step of sampling one video with sampling.*, instead of training"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the plan there too")
 
@@ -50,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
     experiment = config.override(experiment, args.overrides)
 
     if args.search is not None:
+        if args.sample:
+            raise UsageError("--search is for training steps; leave out --sample, or give the mesh of the videos")
         if args.search < 1:
             raise UsageError(f"--search is {args.search}; compile at least 1")
         from kaleido_jax.training import search
@@ -61,9 +66,11 @@ def run(args: argparse.Namespace) -> int:
         document = result.to_json() | {"ranking": [_ranked(words.words, plan) for words, plan in found]}
         lines = [*report(result), *(_line(place, words.words, plan) for place, (words, plan) in enumerate(found, 1))]
     else:
+        from kaleido_jax.pipeline.plan import sampling_plan
         from kaleido_jax.training.plan import plan
 
-        result = plan(experiment, devices_of(target), target.chip, target=str(target), quick=args.quick)
+        planned = sampling_plan if args.sample else plan
+        result = planned(experiment, devices_of(target), target.chip, target=str(target), quick=args.quick)
         document, lines = result.to_json(), report(result)
     print("\n".join(lines))
     if args.json:
@@ -100,7 +107,7 @@ def report(result) -> list[str]:
         f"  {'total':24}{gib(result.total)} of {result.memory / 2**30:.2f} GiB: "
         f"{'fits' if result.fits else 'DOES NOT FIT'}",
         "operations of a step",
-        f"  {'model (3 x forward)':24}{result.model_flops / 1e15:9.2f} PFLOP",
+        f"  {'model, as MFU counts':24}{result.model_flops / 1e15:9.2f} PFLOP",
         f"  {'computed':24}{result.computed_flops / 1e15:9.2f} PFLOP, attention {result.attention_flops / 1e15:.2f}",
         "received by one device in a step",
         *(
