@@ -18,13 +18,16 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 from flax import nnx
+from jax.sharding import Mesh
 
+from kaleido_jax import porting
 from kaleido_jax.config import from_json, to_json
 from kaleido_jax.errors import InputError, StorageError
 from kaleido_jax.models.text import Tokenizer, UMT5Config, UMT5Encoder
 from kaleido_jax.models.vae import VAEConfig, WanVAE
 from kaleido_jax.models.vision import VisionConfig, VisionEncoder
 from kaleido_jax.models.wan import WanConfig, WanTransformer
+from kaleido_jax.parallel import place, shardings
 from kaleido_jax.typing import AnyArray, Array
 
 M = TypeVar("M", bound=nnx.Module)
@@ -152,23 +155,30 @@ def save_bundle(folder: str | Path, bundle: Bundle, *, dtype: str = "float32") -
         raise StorageError(f"the model could not be written to {folder}: {error}") from error
 
 
-def load_bundle(folder: str | Path) -> Bundle:
-    """Read a model folder. Raises InputError that names the file and what is wrong with it."""
+def load_bundle(folder: str | Path, mesh: Mesh | None = None) -> Bundle:
+    """Read a model folder. Raises InputError that names the file and what is wrong with it.
+
+    Args:
+      mesh: that transformers and text encoder lie on, of whose weights a process then reads its own shards; the rest is
+        on the first device.
+    """
     folder = Path(folder)
     config = load_config(folder)
     transformer, vae, text, vision = config.transformer, config.vae, config.text, config.vision
     return Bundle(
         config=config,
-        transformer=load_module(folder / "transformer.safetensors", lambda: WanTransformer(transformer, nnx.Rngs(0))),
+        transformer=load_module(
+            folder / "transformer.safetensors", lambda: WanTransformer(transformer, nnx.Rngs(0)), mesh
+        ),
         vae=load_module(folder / "vae.safetensors", lambda: WanVAE(vae, nnx.Rngs(0))),
-        text=load_module(folder / "text.safetensors", lambda: UMT5Encoder(text, nnx.Rngs(0))),
+        text=load_module(folder / "text.safetensors", lambda: UMT5Encoder(text, nnx.Rngs(0)), mesh),
         tokenizer=Tokenizer.load(folder / TOKENIZER),
         vision=None
         if vision is None
         else load_module(folder / "vision.safetensors", lambda: VisionEncoder(vision, nnx.Rngs(0))),
         transformer_2=None
         if config.experts is None
-        else load_module(folder / "transformer_2.safetensors", lambda: WanTransformer(transformer, nnx.Rngs(0))),
+        else load_module(folder / "transformer_2.safetensors", lambda: WanTransformer(transformer, nnx.Rngs(0)), mesh),
     )
 
 
@@ -233,16 +243,23 @@ def _unscaled(stored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return plain | {name: stored[name].astype(np.float32) * stored[name + SCALE] for name in scaled}
 
 
-def load_module(path: str | Path, make: Callable[[], M]) -> M:
+def load_module(path: str | Path, make: Callable[[], M], mesh: Mesh | None = None) -> M:
     """The module that `make` makes, with the weights of a safetensors file cast to its own dtypes.
+
+    On a mesh they lie where `parallel.shardings` says, and a process reads the bytes of its own shards, except of files
+    of whole numbers, which are those of small models.
 
     Raises InputError that lists all missing, unexpected and misshaped tensors at once.
     """
     graph, wanted = abstract(make)
-    try:
-        stored = _unscaled(safetensors.numpy.load_file(str(path)))
-    except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(f"the weights {path} cannot be read: {error}") from error
+    stored: Mapping[str, Any]
+    if mesh is not None and Path(path).is_file() and not holds_scales(path):
+        stored = porting.load(path, mesh=mesh, dtype="float32")[1]
+    else:
+        try:
+            stored = _unscaled(safetensors.numpy.load_file(str(path)))
+        except (OSError, safetensors.SafetensorError) as error:
+            raise InputError(f"the weights {path} cannot be read: {error}") from error
     problems = [f"{name} is missing" for name in wanted if name not in stored]
     problems += [f"{name} is unexpected" for name in stored if name not in wanted]
     problems += [
@@ -252,4 +269,5 @@ def load_module(path: str | Path, make: Callable[[], M]) -> M:
     ]
     if problems:
         raise InputError(f"{path} does not fit its config in {len(problems)} tensors: {'; '.join(problems[:20])}")
-    return merge(graph, {name: jnp.asarray(stored[name], leaf.dtype) for name, leaf in wanted.items()})
+    values = {name: jnp.asarray(stored[name], leaf.dtype) for name, leaf in wanted.items()}
+    return merge(graph, values if mesh is None else place(values, shardings(values, mesh)))

@@ -204,9 +204,10 @@ def _run(args: argparse.Namespace) -> int:
         for job in waiting:
             _named(job, lambda job=job: _check_needs(job, config, mesh))
     _note(f"loading the model {config.name}")
-    pipeline = Pipeline.load(folder, loras=loras)
-    if mesh is not None:
-        pipeline.spread(mesh)
+    pipeline = Pipeline.load(folder, loras=loras, mesh=mesh)
+    if mesh is not None and all(job.scene is None for job in waiting) and pipeline.method.data != "scene":
+        _note("encoding the prompts, after which the text encoder is let go")
+        pipeline.encode_prompts([(job.prompt, job.settings) for job in waiting])
     for number, job in enumerate(waiting, 1):
         began = time.monotonic()
         if len(waiting) > 1:

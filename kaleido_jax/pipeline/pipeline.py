@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from kaleido_jax.bundle import Bundle, BundleConfig, load_bundle, load_config, parameters
-from kaleido_jax.diffusion import samplers
+from kaleido_jax.diffusion import guidance, samplers
 from kaleido_jax.errors import InputError, UsageError
 from kaleido_jax.layout import Grid, TokenLayout
 from kaleido_jax.media.references import to_model_range
@@ -107,6 +107,7 @@ class Pipeline:
         self._graphs = {name: nnx.split(module)[0] for name, module in modules.items()}
         self.weights = {name: parameters(module) for name, module in modules.items()}
         self._loras: tuple[LoraFile, ...] = ()
+        self._words: dict[tuple[str, ...], Float[np.ndarray, "b m d"]] = {}  # encoded before their encoder was let go
         self.mesh, self.ulysses = None, None
         self._compiled: dict[Hashable, Any] = {}
 
@@ -117,6 +118,7 @@ class Pipeline:
         *,
         loras: Sequence[str | Path | LoraFile] = (),
         low_noise_loras: Sequence[str | Path | LoraFile] = (),
+        mesh: MeshConfig | None = None,
         compile_cache: bool = True,
     ) -> "Pipeline":
         """A model by name or by the path of its folder.
@@ -125,6 +127,7 @@ class Pipeline:
           model: "miniature", which comes with the package, or a folder that `kaleido train --export` wrote.
           loras: LoRA files of the transformer, which are added to its weights: "FILE", "FILE:STRENGTH" or a `LoraFile`.
           low_noise_loras: the same of the second transformer, of a model that has one for low noise.
+          mesh: the devices that it is laid over, as by `spread`; of the weights a process then reads its own shards.
           compile_cache: keep compiled programs in the user's cache folder (JAX_COMPILATION_CACHE_DIR names another).
 
         Raises:
@@ -140,8 +143,10 @@ class Pipeline:
         if config.experts is None and any(file.low_noise for file in files):
             raise UsageError(f"{config.name} has one transformer; give its LoRAs as those of no special noise.")
         changes = [(file.network, lora.read(file.path, config.transformer), file.strength) for file in files]
-        pipeline = cls(load_bundle(folder), folder)
+        pipeline = cls(load_bundle(folder, None if mesh is None else mesh.make()), folder)
         pipeline._loras = files
+        if mesh is not None:
+            pipeline.spread(mesh)
         for network in {name for name, _, _ in changes}:
             own = [(change, strength) for name, change, strength in changes if name == network]
             pipeline.weights[network] = lora.merge(pipeline.weights[network], own, donate=True)
@@ -205,18 +210,20 @@ class Pipeline:
             check_reference_count(len(references), self.config.defaults.references)
         self.method.check_references(len(references))
         defaults = self.config.defaults
-        prompts = self.method.prompts(prompt)
-        bucket = self._layout(settings, references, len(prompts))
         rules = {name: self.method.guidance(scale) for name, scale in self._scales(settings).items()}
         rule = max(rules.values(), key=lambda rule: len(rule.branches))
-        others = {"negative": defaults.negative_prompt, "empty": ""}
-        texts = [
-            prompts if branch.text == "prompt" else (others[branch.text],) * len(prompts) for branch in rule.branches
-        ]
-        ids, lengths = self.tokenizer.encode([text for row in texts for text in row], defaults.text_tokens)
+        texts = self._texts(prompt, rule)
+        bucket = self._layout(settings, references, len(texts[0]))
+        spoken = tuple(text for row in texts for text in row)
+        ids, lengths = self.tokenizer.encode(list(spoken), defaults.text_tokens)
 
         run = functools.partial(self.run_program, report=report)
-        words = run("text encoder", encode_text, {"text": self.weights["text"]}, (ids, lengths))
+        if spoken in self._words:
+            words = jnp.asarray(self._words[spoken])
+        elif "text" not in self.weights:
+            raise UsageError("The text encoder was let go after encode_prompts, and this prompt was not among them.")
+        else:
+            words = run("text encoder", encode_text, {"text": self.weights["text"]}, (ids, lengths))
         vae = self.config.vae
         latents = self._encode(references, settings, run)
         rows = [latents] * len(texts)
@@ -355,6 +362,28 @@ class Pipeline:
         weights, latents = self.everywhere((weights, latents))
         program = self.program("decoder", ("decode_divided", latents.shape), function, weights, (latents,), report)
         return np.asarray(jax.block_until_ready(program(weights, latents)))
+
+    def encode_prompts(self, asked: Sequence[tuple[str, Settings]]) -> None:
+        """Encodes the prompts of videos with resolved settings, and lets the text encoder go, which is large.
+
+        From here on only these can be made.
+        """
+        for prompt, settings in asked:
+            rules = [self.method.guidance(scale) for scale in self._scales(settings).values()]
+            texts = self._texts(prompt, max(rules, key=lambda rule: len(rule.branches)))
+            spoken = tuple(text for row in texts for text in row)
+            encoded = self.tokenizer.encode(list(spoken), self.config.defaults.text_tokens)
+            weights, silent = {"text": self.weights["text"]}, lambda what, done, total: None
+            if spoken not in self._words:
+                words = self.run_program("text encoder", encode_text, weights, encoded, report=silent)
+                self._words[spoken] = np.asarray(words)
+        del self.weights["text"]
+
+    def _texts(self, prompt: str, rule: guidance.Guidance) -> list[tuple[str, ...]]:
+        """What each branch of the guidance reads."""
+        prompts = self.method.prompts(prompt)
+        others = {"negative": self.config.defaults.negative_prompt, "empty": ""}
+        return [prompts if b.text == "prompt" else (others[b.text],) * len(prompts) for b in rule.branches]
 
     def spread(self, mesh: MeshConfig) -> None:
         """Lays the transformer and the text encoder over devices; videos are made on all of them from here on.

@@ -21,7 +21,6 @@ from kaleido_jax.bundle import (
     CONFIG,
     TOKENIZER,
     abstract,
-    holds_scales,
     load_config,
     load_module,
     load_vae,
@@ -118,23 +117,14 @@ def first_weights(experiment: Experiment, mesh: Mesh | None) -> dict[str, dict[s
         if trained:
             _check(experiment, "start_from", config.text, text)
             make["text"] = lambda: UMT5Encoder(text, nnx.Rngs(0))
-        return {part: _network(Path(named) / f"{part}.safetensors", make[part], mesh) for part in make}
+        read = lambda part: load_module(Path(named) / f"{part}.safetensors", make[part], mesh)
+        return {part: parameters(read(part)) for part in make}
     if trained:
         name = printable(named)
         raise UsageError(f"start_from is {name}; a run that trains its text encoder starts from a model folder")
     config, weights = porting.load(named, mesh=mesh, dtype="float32")
     _check(experiment, "start_from", config, experiment.transformer)
     return {"transformer": weights}
-
-
-def _network(path: Path, make: Callable[[], nnx.Module], mesh: Mesh | None) -> dict[str, Array]:
-    """One network of a model folder. On a mesh each process reads the bytes of its own shards.
-
-    Files of whole numbers, which are those of small models, are read whole.
-    """
-    if mesh is None or not path.is_file() or holds_scales(path):
-        return parameters(load_module(path, make))
-    return porting.load(path, mesh=mesh, dtype="float32")[1]
 
 
 def _check(experiment: Experiment, field: str, found: Any, wanted: Any) -> None:

@@ -64,7 +64,7 @@ def test_what_does_not_fit_says_what_to_change(tiny):
 
 
 def test_what_cannot_be_planned():
-    with pytest.raises(UsageError, match="mesh.tensor is 8; it must divide the 4 heads"):
+    with pytest.raises(UsageError, match=r"mesh.tensor is 8; it must divide the 4 heads"):
         sampling_plan(dataclasses.replace(EXPERIMENT, mesh=MeshConfig(tensor=8)), jax.devices(), CPU, target="cpu:8")
     scenes = dataclasses.replace(EXPERIMENT, method="lct")
     with pytest.raises(UsageError, match="method is lct"):
