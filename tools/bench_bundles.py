@@ -7,7 +7,8 @@ its final schedule, and of each kernel's loop over blocks the bundles are counte
 what is jumped over for most blocks (regions without a matrix product: the first and the last block of a row, transfers
 that begin). Ours has two such loops, for blocks that are visible in full and in part; splash has one, over a mask that
 shows everything. Besides: `products`, how many cycles the matrix units take for the products alone, over the bundles
-(above 1, and near it, the units are what a block waits for), and accesses to spilled registers.
+(above 1, and near it, the units are what a block waits for), accesses to spilled registers, and which share of the
+slots of each kind of unit is taken: what is near 1 is what a block waits for.
 """
 
 import argparse
@@ -36,8 +37,12 @@ class Bundle(NamedTuple):
 
 
 class Loop(NamedTuple):
-    bundles: int
+    path: list[int]  # the bundles that run for most blocks
     spills: int
+
+    @property
+    def bundles(self) -> int:
+        return len(self.path)
 
 
 def read_schedule(text: str) -> list[Bundle]:
@@ -76,9 +81,21 @@ def _count(bundles: list[Bundle], start: int, end: int) -> Loop:
                 jumped = range(i + 1 + _DELAY, target)
                 if not any("vmatmul" in bundles[j].text for j in jumped):
                     skipped.update(jumped)
-    path = [bundles[i].text for i in range(start, end) if i not in skipped]
-    spills = sum(bool(re.search(r"\bv(ld|st)\b.*_spill", text)) for text in path)
-    return Loop(len(path), spills)
+    path = [i for i in range(start, end) if i not in skipped]
+    return Loop(path, sum(bool(re.search(r"\bv(ld|st)\b.*_spill", bundles[i].text)) for i in path))
+
+
+def taken(text: str, loop: Loop) -> dict[str, float]:
+    """By kind of unit, the share of its slots that a loop takes, where it is more than a tenth.
+
+    text: the compiler's table with a row for each bundle; its second line names the units, the third has their slots.
+    """
+    lines = text.splitlines()
+    units, slots = lines[1].split(", "), [int(number) for number in lines[2].split()]
+    rows = [[int(number) for number in line.split()] for line in lines[4:] if line.strip()]
+    used = {unit: sum(rows[i][column] for i in loop.path) for column, unit in enumerate(units)}
+    shares = {unit: used[unit] / (slot * loop.bundles) for unit, slot in zip(units, slots) if slot}
+    return {unit: round(share, 2) for unit, share in shares.items() if share > 0.1}
 
 
 def products(target: str, kernel: str, block_q: int, block_k: int, bundles: int) -> float:
@@ -132,8 +149,8 @@ def compile_one(target: str, which: str, block_q: int, block_k: int) -> None:
     jax.jit(function).trace(*arguments).lower(lowering_platforms=("tpu",)).compile()
 
 
-def measure(target: str, which: str, block_q: int, block_k: int) -> dict[str, list[Loop]]:
-    """By kernel, its loops over blocks."""
+def measure(target: str, which: str, block_q: int, block_k: int) -> dict[str, list[tuple[Loop, dict[str, float]]]]:
+    """By kernel, its loops over blocks, each with the units it takes."""
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
@@ -149,7 +166,8 @@ def measure(target: str, which: str, block_q: int, block_k: int) -> dict[str, li
         for path in sorted(Path(folder).glob("*-final_bundles.txt")):
             name = re.sub(r"^\d+-|-\d+-final_bundles\.txt$", "", path.name)
             if "schedule-analysis" not in name and (found := loops(read_schedule(path.read_text()))):
-                made[name] = found
+                tables = [*Path(folder).glob(f"*-{name}-*final_hlo-static-per-bundle-utilization.txt")]
+                made[name] = [(loop, taken(tables[0].read_text(), loop) if tables else {}) for loop in found]
         return made
 
 
@@ -172,12 +190,13 @@ def main() -> int:
                 for whose in ("ours", "splash"):
                     for kernel, found in measure(target, f"{whose} {which}", *block).items():
                         names = ("full", "partial") if whose == "ours" and len(found) == 2 else ("full",) * len(found)
-                        for name, loop in zip(names, found):
+                        for name, (loop, units) in zip(names, found):
                             size, part = f"{block[0]} x {block[1]}", products(target, kernel, *block, loop.bundles)
                             row = f"{size:12} {kernel:34} {name:8} {loop.bundles:8} {part:9.2f} {loop.spills:7}"
-                            print(row, flush=True)
+                            print(row, " ", *(f"{unit} {share:.2f}" for unit, share in units.items()), flush=True)
+                            numbers = {"bundles": loop.bundles, "spills": loop.spills, "products": round(part, 3)}
                             kernels = report.setdefault(target, {}).setdefault(size, {})
-                            kernels.setdefault(kernel, {})[name] = {**loop._asdict(), "products": round(part, 3)}
+                            kernels.setdefault(kernel, {})[name] = {**numbers, "units": units}
         if path:
             path.write_text(json.dumps(report, indent=1) + "\n")
     return 0
