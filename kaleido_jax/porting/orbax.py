@@ -4,8 +4,10 @@ A large array is cut into `PARTS` pieces, each a file, so that a process reads a
 lie in and no others; with whole arrays for pieces every shard would read all of its array.
 """
 
+import contextlib
 import itertools
 import json
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,11 +39,26 @@ def save(folder: Path, arrays: Mapping[str, Any], row: Format, config: Any) -> N
     # Plain files written one after another: no copy of the arrays, and random bits of weights do not compress.
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False, save_concurrent_gb=1)
     pieces = {name: ocp.SaveArgs(chunk_byte_size=max(LEAST_BYTES, x.nbytes // PARTS)) for name, x in arrays.items()}
-    with ocp.Checkpointer(handler) as checkpointer:
+    with _without_words_of_ocdbt(), ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(folder.absolute() / ARRAYS, args=ocp.args.PyTreeSave(dict(arrays), save_args=pieces))
     document = layouts(row.family.name)[OURS].config_document(config)
     (folder / "config.json").write_text(json.dumps(document, indent=2) + "\n")
     write_manifest(folder)
+
+
+@contextlib.contextmanager
+def _without_words_of_ocdbt() -> Iterator[None]:
+    """orbax warns of every folder of plain files that it finds nothing to merge in it."""
+
+    def other(record: logging.LogRecord) -> bool:
+        return "Skipping merge of OCDBT" not in record.getMessage()
+
+    logger = logging.getLogger("absl")
+    logger.addFilter(other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(other)
 
 
 def describe(source: Path) -> tuple[Format, Any, dict[str, jax.ShapeDtypeStruct]]:

@@ -9,7 +9,7 @@ from kaleido_jax.errors import ExitCode
 from kaleido_jax.testing.checkpoints import assert_same_bits, tensors_of, wan_folder
 
 
-def test_there_and_back(tmp_path, capsys):
+def test_there_and_back(tmp_path, capsys, caplog):
     source = wan_folder(tmp_path / "source")
     assert main(["port", str(source), str(tmp_path / "arrays"), "--to", "orbax"]) == 0
     assert main(["port", str(tmp_path / "arrays"), str(tmp_path / "back"), "--to", "original"]) == 0
@@ -17,6 +17,7 @@ def test_there_and_back(tmp_path, capsys):
     printed = capsys.readouterr()
     assert f"{tmp_path / 'back'}: wan weights of layout original, 96 tensors, " in printed.out
     assert "kaleido: port: 100%" in printed.err and "B/s" in printed.err
+    assert "OCDBT" not in printed.err + caplog.text  # orbax's own words, of no use to anybody
 
 
 def test_inspect_says_what_it_is(tmp_path, capsys):
