@@ -123,10 +123,11 @@ def test_what_is_wrong_with_weights_is_told(clip, tmp_path):
 def test_each_picture_of_a_group_has_its_own_prompt(clip, tmp_path):
     for number, picture in enumerate(pictures()[:2]):
         Image.fromarray(picture).save(tmp_path / f"{number}.png")
-    tools = Tools(encoders={"clip": load_vision(clip[0])}, text=ClipText(clip[0]))
+    text = ClipText(clip[0])
+    tools = Tools(encoders={"clip": load_vision(clip[0])}, text=text)
     score = lambda prompt: METRICS["clip_t"].function(Evidence(RunCase(id="set", video=tmp_path, prompt=prompt), tools))
     frames = unit(tools.encoders["clip"](pictures()[:2]))
-    texts = unit(np.stack([tools.text("a red"), tools.text("dog runs")]))
+    texts = unit(np.stack([text("a red"), text("dog runs")]))
     assert score("a red || dog runs") == pytest.approx(float((frames * texts).sum(-1).mean()))
-    whole = unit(tools.text("a red || dog || runs")[None])  # three prompts are not of two pictures
+    whole = unit(text("a red || dog || runs")[None])  # three prompts are not of two pictures
     assert score("a red || dog || runs") == pytest.approx(float((frames @ whole.T).mean()))
