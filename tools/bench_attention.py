@@ -254,11 +254,8 @@ def measure(case: Case, platform: str, over: float, repeats: int, journal: Journ
                 runs[name] = kinds[kind]
             except Exception as reason:
                 report[kind][name] = _reason(reason)
-        if reason := journal.failed(case.name, kind, "timing"):
-            report[kind] |= dict.fromkeys(runs, reason)
-            continue
-        journal.begin(case.name, kind, "timing")
-        report[kind] |= _timed(runs, work * case.flops(), repeats, over)
+        announce = functools.partial(journal.begin, case.name, kind)
+        report[kind] |= _timed(runs, work * case.flops(), repeats, over, announce)
     blocks = {}
     for name, sizes in backend_blocks(platform).items():
         visited, partial = case.visited(*sizes)
@@ -267,11 +264,13 @@ def measure(case: Case, platform: str, over: float, repeats: int, journal: Journ
     return {**shape, "f": case.visible, "blocks": blocks, **report}
 
 
-def _timed(runs: Mapping[str, Program], flops: float, repeats: int, over: float) -> dict[str, Any]:
+def _timed(
+    runs: Mapping[str, Program], flops: float, repeats: int, over: float, announce: Callable[[str], None]
+) -> dict[str, Any]:
     if time.perf_counter() > over:
         return dict.fromkeys(runs, "not measured: the time was over")
     try:
-        times = fastest(runs, repeats)
+        times = fastest(runs, repeats, announce)
     except Exception as reason:  # out of memory, once all of them are there
         return dict.fromkeys(runs, _reason(reason))
     return {
@@ -285,7 +284,7 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {text[0]}"[:200] if not isinstance(error, Unable) else text[0]
 
 
-def beside_products(tokens: int, repeats: int) -> dict[str, Any]:
+def beside_products(tokens: int, repeats: int, announce: Callable[[str], None] | None = None) -> dict[str, Any]:
     """Attention of two heads beside XLA's product of two square matrices and torch SDPA, in turns, in float32."""
     case = Case(f"beside products, {tokens} tokens", tokens, 2, 2, None)
     inputs, size = case.inputs(jnp.float32), min(2048, tokens)
@@ -298,7 +297,7 @@ def beside_products(tokens: int, repeats: int) -> dict[str, Any]:
         if not isinstance(torch_kinds, str):
             runs["torch sdpa"] = torch_kinds[kind]
         flops = {"product": 2.0 * size**3} | dict.fromkeys(("reference", "torch sdpa"), work * case.flops())
-        rates = {name: flops[name] / seconds / 1e12 for name, seconds in fastest(runs, repeats).items()}
+        rates = {name: flops[name] / seconds / 1e12 for name, seconds in fastest(runs, repeats, announce).items()}
         made[kind] = {f"{name}, TFLOP/s": rate for name, rate in rates.items()}
         made[kind]["reference / product"] = rates["reference"] / rates["product"]
         if "torch sdpa" in rates:
@@ -329,7 +328,7 @@ def work(args: argparse.Namespace, journal: Journal) -> None:
         if args.only not in name or name in done or journal.failed(name) or time.perf_counter() > over:
             continue
         journal.begin(name)
-        result = beside_products(tokens, args.repeats)
+        result = beside_products(tokens, args.repeats, lambda _: journal.begin(name))
         journal.finish(name, result)
         for kind in ("forward", "forward and gradients"):
             numbers = (f"{key} {number:.3g}" for key, number in result[kind].items())
@@ -352,7 +351,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--machine", default="", help="the machine in words, for the report")
     parser.add_argument("--out", type=Path, help="folder for the report")
     parser.add_argument("--seconds", type=float, default=400.0, help="begin nothing new after this long")
-    parser.add_argument("--patience", type=float, default=90.0, help="what does nothing for so many seconds hangs")
+    parser.add_argument("--patience", type=float, default=120.0, help="what does nothing for so many seconds hangs")
     parser.add_argument("--repeats", type=int, default=5, help="runs of which the fastest counts")
     parser.add_argument("--shrink", type=int, default=1, help="divide the sides of pictures by this")
     parser.add_argument("--only", default="", help="problems whose name has this")
@@ -371,7 +370,7 @@ def main(words: list[str] | None = None) -> int:
         journal = Journal(Path(folder) / "journal")
         started = ["--journal", str(journal.path), "--over", str(time.time() + args.seconds)]
         command = [sys.executable, os.path.abspath(__file__), *words, *started]
-        ended = supervise(command, journal, seconds=args.seconds + args.patience / 2, patience=args.patience)
+        ended = supervise(command, journal, seconds=args.seconds + 60, patience=args.patience)
         found = journal.finished()
     device, names = found.pop("device", "unknown"), found.pop("names", [])
     problems = {name: found.pop(name, "not measured: the time was over") for name in names}

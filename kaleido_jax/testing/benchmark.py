@@ -15,14 +15,19 @@ import jax
 PACKAGES = ("jax", "flax", "torch", "diffusers")
 
 
-def fastest(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+def fastest(
+    runs: Mapping[str, Callable[[], object]], repeats: int, announce: Callable[[str], None] | None = None
+) -> dict[str, float]:
     """Seconds of the fastest of several runs of each, taken in turns after one run that does not count.
 
-    Turns, so that what else the machine does falls on all alike; the first run compiles.
+    Turns, so that what else the machine does falls on all alike; the first run compiles. announce: is told what runs
+    next, outside the time.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for attempt in range(repeats + 1):
         for name, run in runs.items():
+            if announce:
+                announce(name)
             began = time.perf_counter()
             jax.block_until_ready(run())
             if attempt:
