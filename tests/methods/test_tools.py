@@ -2,12 +2,16 @@
 
 import importlib
 import pathlib
+from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from kaleido_jax.data.world import World
 from kaleido_jax.errors import InputError, UsageError
 from kaleido_jax.evaluation.fidelity import Verdict
+from kaleido_jax.training import plan as training_plan
 
 TOOLS = pathlib.Path(__file__).resolve().parents[2] / "tools"
 
@@ -149,3 +153,35 @@ def test_pictures_of_methods_have_their_places(tool):
         references, prompt = tool.request(name, world)
         assert len(references) == {"lct": 0, "anyid": 2}.get(name, 1) and prompt
         assert all(picture.shape == (32, 32, 3) for picture in references)
+
+
+def test_recipes_are_compiled_for_one_chip(tool, monkeypatch, capsys):
+    """With the planner and the compiler's target stood in for: which sizes, and what is reported and refused."""
+    tool = tool("compile_methods")
+    seen = {}
+
+    def plan(experiment, devices, chip, *, target, quick):
+        made = training_plan.abstract_step(experiment)
+        seen[experiment.name] = made.layout.tokens("visual")
+        fits = experiment.method != "lct"
+        return SimpleNamespace(total=3e9, bytes={"temporary": 1e9}, fits=fits, tokens=1, compile_seconds=0.0)
+
+    small = jax.ShapeDtypeStruct((64,), jnp.float32)
+    recipe = SimpleNamespace(
+        abstract_pass=lambda: (lambda weights, x: weights["a"] + x, ({"a": small}, small)),
+        transformer=SimpleNamespace(double_layers=1, single_layers=2),
+        at_once=4,
+    )
+    load = tool.configs.load
+    monkeypatch.setattr(tool, "plan", plan)
+    monkeypatch.setattr(tool, "devices_of", lambda target: jax.devices())
+    monkeypatch.setattr(tool.configs, "load", lambda path: recipe if "flux" in path else load(path))
+    cpu = SimpleNamespace(chip=SimpleNamespace(platform="cpu", memory=1e9))
+    monkeypatch.setattr(tool, "Target", SimpleNamespace(parse=lambda text: cpu))
+    assert tool.main(["cpu"]) == 1  # the one that does not fit
+    assert "lct_14b" in next(line for line in capsys.readouterr().out.splitlines() if "DOES NOT FIT" in line)
+    # Six clips of 31 x 22 x 40; a picture and 21 x 30 x 52; nine shots of 21 x 30 x 30.
+    assert seen == {"anyid-5b": 6 * 27_280, "contextanyone-1.3b": 34_320, "lct-14b": 170_100}
+    assert tool.main(["cpu", "--only", tool.PICTURES]) == 0
+    monkeypatch.setattr(tool, "MOST", 100)
+    assert tool.main(["cpu", "--only", tool.PICTURES]) == 1
