@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -41,7 +42,12 @@ class Launcher:
         environment["JAX_COMPILATION_CACHE_DIR"] = str(folder / "compiled")
         script = str(Path(__file__).with_name("launcher.py"))
         self._process = subprocess.Popen(
-            [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            [sys.executable, script],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+            start_new_session=True,
         )
         assert "ready" in self._answer()
 
@@ -79,8 +85,13 @@ class Launcher:
         return self.output.read_text()
 
     def close(self) -> None:
+        """Also ends a run that a failed test left behind."""
         self._process.stdin.close()
-        self._process.wait(30)
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait(10)
 
 
 @pytest.fixture(scope="session")
