@@ -311,9 +311,9 @@ class Times:
     @classmethod
     def of(
         cls,
-        computed: float,
-        attention: float,
-        model: float,
+        computed: int,
+        attention: int,
+        model: int,
         sent: Traffic,
         mesh: Mesh,
         chip: Chip,
