@@ -117,9 +117,10 @@ def write_edits(output: Path, config: Curation) -> int:
     Raises:
       UsageError: the configuration has no model that writes, or none that edits as it is told.
     """
-    if config.models.writer is None or not hasattr(loaded(config.models.editor), "edit"):
+    models = config.models
+    if models.writer is None or models.editor is None or not hasattr(loaded(models.editor), "edit"):
         raise UsageError(
-            "--write edits needs models.writer, and a models.editor that edits as it is told, such as FluxKontext"
+            "--write edits needs models.writer, and a models.editor with a method edit(picture, instruction)"
         )
     store, writer, editor = Store(output), loaded(config.models.writer), loaded(config.models.editor)
     lines = []
