@@ -71,7 +71,7 @@ def test_what_does_not_fit_says_what_to_change(tiny):
     result = dataclasses.replace(result, advice=_advice(result, experiment, mesh))
     assert not result.fits
     first_words = [advice.split(" ")[0] for advice in result.advice[1:]]
-    assert first_words == ["train.keep=nothing", "train.accumulate=2"]
+    assert first_words == ["train.keep=nothing", "train.keep=offloaded", "train.accumulate=2"]
     assert "raise mesh.fsdp" in result.advice[0]
     lines = command.report(result)
     assert any("DOES NOT FIT" in line for line in lines) and lines[-1].startswith("to make it fit: train.accumulate=2")
