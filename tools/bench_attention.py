@@ -3,8 +3,8 @@
     python tools/bench_attention.py --machine "an H100 SXM" --out docs/bench
 
 One run, unattended: after `--seconds` nothing new begins, and what is left is reported as not measured; a program that
-hangs or kills its process is reported as such, and the others go on in a new one (tools/supervise.py). Peers that are
-not installed or do not take a problem are reported with their reason. Forward, and forward with gradients, in bfloat16
+hangs or kills its process is reported as such, and the others go on in a new one. Peers that are not installed or do
+not take a problem are reported with their reason. Forward, and forward with gradients, in bfloat16
 (float32 on CPUs). The mask is data: making lists of blocks, or a dense mask, is inside the time; compiling is not. All
 of a problem's programs take turns and the fastest of several runs counts.
 
@@ -32,11 +32,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from attention_cases import HEAD_DIM, Case, backend_blocks, cases, gradient
-from supervise import Journal, supervise
 
 from kaleido_jax.attention import attention
 from kaleido_jax.attention.ranges import as_ranges
 from kaleido_jax.testing.benchmark import fastest, save_report, threads
+from kaleido_jax.testing.supervise import Journal, supervise
 
 Program = Callable[[], object]
 Attend = Callable[..., jax.Array]  # of q, k, v and the mask

@@ -3,10 +3,11 @@
 import importlib
 import json
 import pathlib
-import sys
 
 import numpy as np
 import pytest
+
+from kaleido_jax.testing.supervise import Journal
 
 TOOLS = pathlib.Path(__file__).resolve().parent.parent.parent / "tools"
 
@@ -46,8 +47,7 @@ def test_the_benchmark_reports_every_program_and_says_what_is_missing(tool, tmp_
 
 
 def test_nothing_begins_once_the_time_is_over_and_what_failed_is_left_out(tool, tmp_path, capsys):
-    bench, Journal = tool("bench_attention"), tool("supervise").Journal
-    journal = Journal(tmp_path / "journal")
+    bench, journal = tool("bench_attention"), Journal(tmp_path / "journal")
     bench.work(bench.arguments(["--shrink", "16", "--over", "1"]), journal)
     results = journal.finished()
     assert set(results.pop("names")) == set(results) - {"device"} and "ms" not in capsys.readouterr().out
@@ -63,36 +63,6 @@ def test_the_reference_is_measured_beside_products(tool):
     for kind in ("forward", "forward and gradients"):
         rates = report[kind]
         assert rates["reference / product"] == rates["reference, TFLOP/s"] / rates["product, TFLOP/s"] > 0
-
-
-WORKER = """
-import os, sys, time
-sys.path.insert(0, {tools!r})
-from pathlib import Path
-from supervise import Journal
-journal = Journal(Path({path!r}))
-for name in ("fine", "hangs", "crashes", "fine too"):
-    if name in journal.finished() or journal.failed("programs", name):
-        continue
-    journal.begin("programs", name)
-    if name == "hangs":
-        time.sleep(60)
-    if name == "crashes":
-        os.abort()
-    journal.finish(name, name.upper())
-"""
-
-
-def test_what_hangs_or_crashes_is_left_out_and_the_rest_is_measured(tool, tmp_path):
-    supervise = tool("supervise")
-    path = tmp_path / "journal"
-    command = [sys.executable, "-c", WORKER.format(tools=str(TOOLS), path=str(path))]
-    journal = supervise.Journal(path)
-    assert supervise.supervise(command, journal, seconds=120, patience=4)
-    assert journal.finished() == {"fine": "FINE", "fine too": "FINE TOO"}
-    assert journal.failed("programs", "hangs") == "nothing happened for 4 s"
-    assert journal.failed("programs", "crashes") == "the process ended with -6"
-    assert not supervise.supervise([sys.executable, "-c", "1 / 0"], journal, seconds=60, patience=9)  # no worker
 
 
 def test_the_tuner_writes_the_fastest_and_keeps_other_devices(tool, tmp_path, monkeypatch):
