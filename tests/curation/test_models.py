@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kaleido_jax.curation.filters import category
-from kaleido_jax.curation.models.endpoint import EndpointCaptioner, object_with, prompt
+from kaleido_jax.curation.models.endpoint import EndpointCaptioner, LocalCaptioner, object_with, prompt
 from kaleido_jax.curation.models.protocol import Found, loaded
 from kaleido_jax.curation.models.transformers import Clip, GroundingDino, Sam
 from kaleido_jax.curation.settings import Filters
@@ -18,6 +18,7 @@ from kaleido_jax.curation.taxonomy import default_taxonomy
 from kaleido_jax.errors import InputError
 from tests.curation.scenery import tiny, write_balls
 from tests.curation.test_stages import block, clip
+from tests.describers.test_transformers_model import folder as llava  # noqa: F401
 
 transformers = pytest.importorskip("transformers")
 torch = pytest.importorskip("torch")
@@ -203,6 +204,16 @@ def test_videos_without_captions_get_them(endpoint, tmp_path):
     assert (refused.dropped.stage, refused.dropped.reason) == ("caption", "refused")
     silent = process(source, (0, 0.0, 1.125), tiny())
     assert (silent.dropped.stage, silent.dropped.reason) == ("caption", "none")
+
+
+def test_a_captioner_in_a_folder(llava):  # noqa: F811
+    settings = LocalCaptioner(path=str(llava), frames=2, side=20, words=(1, 9))
+    captioner = loaded(settings)
+    captioner._asked.tokens = 4
+    assert captioner.caption(FRAMES) == ""  # random weights never say what is asked for: the clip is dropped
+    answered = loaded(replace(settings, attempts=1))
+    answered._asked._answer = lambda messages, pictures: '{"caption": "A ball rolls."}' if len(pictures) == 2 else ""
+    assert answered.caption(FRAMES) == "A ball rolls."
 
 
 @pytest.mark.parametrize("answer", ["", "[]", "{}", '{"caption": 3}', '{"caption": "a", "b": "c"}', "[" * 100_000])
