@@ -17,9 +17,9 @@ class WanConfig:
       models from a first and a last frame. None: any number, without positions.
     emphasis: whether every block has ContextAnyone's Emphasize-Attention. Such a network is tuned from one without it,
       so what this attention and the image branch add starts at zero.
-    data_std: standard deviation of every latent channel. Where given, the head predicts what is left of the velocity
-      once the best linear share of the noisy latent is known (preconditioning, arXiv:2206.00364, section 5): noise then
-      need not pass through a width not much above a patch's size. None, as in all released models: all of it.
+    data_std: standard deviation of every latent channel. Where given, the head predicts the clean latent in units of
+      it, and the velocity follows (arXiv:2511.13720): noise, which fills all dimensions of a patch, then need not pass
+      through a width not much above them. None, as in all released models: the head predicts the velocity.
     dtype: of the activations; norms, modulation and time embedding are float32 whatever it is.
     """
 

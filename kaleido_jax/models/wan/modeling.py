@@ -35,21 +35,20 @@ from kaleido_jax.rope import rotary_angles
 from kaleido_jax.table import TokenTable
 
 TIME_SCALE = 1000.0  # the networks were trained on times in [0, 1000]
+SMALLEST_TIME = 0.05  # by which what is wrong in a predicted clean latent is divided (arXiv:2511.13720)
 
 _gelu = functools.partial(jax.nn.gelu, approximate=True)
 _exact_gelu = functools.partial(jax.nn.gelu, approximate=False)
 
 
-def preconditioning(
-    times: Float[Array, "b n"], data_std: Float[Array, "p"]
-) -> tuple[Float[Array, "b n p"], Float[Array, "b n p"]]:
-    """The best linear share of the noisy latent in the velocity, and the standard deviation of what it leaves.
+def velocity_towards(
+    clean: Float[Array, "b n p"], noisy: Float[Array, "b n p"], times: Float[Array, "b n"]
+) -> Float[Array, "b n p"]:
+    """The velocity e - x at the noisy (1 - t) x + t e, where x is `clean` (arXiv:2511.13720, section 4).
 
-    For x of standard deviation s and unit noise e: of the velocity e - x, given (1 - t) x + t e.
+    Times below SMALLEST_TIME count as that, so that what is wrong in `clean` is not blown up.
     """
-    t, variance = times[..., None], jnp.square(data_std)[None, None]
-    noisy = jnp.square(t) + jnp.square(1.0 - t) * variance
-    return (t - (1.0 - t) * variance) / noisy, jnp.sqrt(variance / noisy)
+    return (noisy - clean) / jnp.maximum(times, SMALLEST_TIME)[..., None].astype(noisy.dtype)
 
 
 class SelfAttention(nnx.Module):
@@ -258,9 +257,8 @@ class WanTransformer(nnx.Module):
         if config.data_std is not None:
             noisy = jnp.concatenate([tokens[:, part] for _, part in targets], axis=1)
             times = [jnp.broadcast_to(table.timesteps[:, i, None], (x.shape[0], sizes[i])) for i, _ in targets]
-            std = jnp.tile(jnp.asarray(config.data_std, jnp.float32), math.prod(config.patch))
-            given, left = preconditioning(jnp.concatenate(times, axis=1).astype(jnp.float32), std)
-            velocity = given.astype(noisy.dtype) * noisy + left.astype(noisy.dtype) * velocity
+            std = jnp.tile(jnp.asarray(config.data_std, noisy.dtype), math.prod(config.patch))[None, None]
+            velocity = velocity_towards(std * velocity, noisy, jnp.concatenate(times, axis=1).astype(jnp.float32))
         return velocity if state is None else (velocity, new_state)
 
     def _check(self, tokens: Array, table: TokenTable, image: Array | None, sizes: tuple[int, ...]) -> None:
