@@ -24,7 +24,7 @@ def config() -> Experiment:
         text=UMT5Config.miniature(vocab_size=512),
         data=DataConfig(source="world", references=3, reference_frames=5, heldout=32, text_dropout=EMPTY_SHARE),
         flow=FlowConfig(shift=1.5),
-        optimizer=OptimizerConfig(learning_rate=2e-3, text_rate=0.1, warmup_steps=100, ema_decay=0.998),
+        optimizer=OptimizerConfig(learning_rate=2e-3, text_rate=0.2, warmup_steps=100, ema_decay=0.998),
         train=TrainConfig(steps=20_000, batch=8),
         sampling=dataclasses.replace(SamplingConfig(), guidance=GUIDANCE),
     )

@@ -2,18 +2,25 @@
 
     kaleido train configs/miniature.py --workdir runs/miniature
 
-Nine latent frames of 12 x 12 make 324 video tokens, and 36 more for each of up to three references. The first start
-encodes `data.samples` samples with the frozen VAE; with a GPU, skip that and compute in bfloat16:
+Nine latent frames of 12 x 12, three by three to a token, make 144 video tokens, and 16 more for each of up to three
+references. The first start encodes `data.samples` samples with the frozen VAE; with a GPU, skip that and compute in
+bfloat16:
 
     kaleido train configs/miniature.py --workdir runs/miniature data.source=world data.workers=8 \
         transformer.dtype=bfloat16 train.steps=100000
 
-The weights that ship were made on two CPU cores. The VAE: tools/train_vae.py for 22 minutes with four frames a latent
-and no emphasis of subjects, then 14 minutes from there as it stands today. The rest, stopped at step 1,085:
+The weights that ship were made on two CPU cores that did other work besides. The VAE: tools/train_vae.py for 22 minutes
+with four frames a latent and no emphasis of subjects, then 14 minutes from there as it stands today, then
 
-    kaleido train configs/miniature.py --workdir runs/miniature vae=runs/vae data.samples=2560 train.minutes=42 \
-        train.keep=everything
-    kaleido train configs/miniature.py --workdir runs/miniature vae=runs/vae --export model --dtype int8
+    python tools/turn_latents.py runs/vae runs/vae-turned
+
+The rest in several runs, since each taught something that changed the next: 4,500 steps that predicted the velocity, at
+3e-3, and in which the text path died; 1,358 more with the text encoder, text embedding, keys and values of another
+network of 2,388 steps, at 2e-3; and from there, with the head's sign turned, 2,800 that predict the clean latent:
+
+    kaleido train configs/miniature.py --workdir runs/miniature vae=runs/vae-turned start_from=runs/before/model \
+        data.samples=5120 train.keep=everything train.steps=2800
+    kaleido train configs/miniature.py --workdir runs/miniature vae=runs/vae-turned --export model --dtype int8
 """
 
 from kaleido_jax.models.text import UMT5Config
@@ -36,7 +43,7 @@ def config() -> Experiment:
         text=UMT5Config.miniature(vocab_size=512),
         data=DataConfig(samples=8192, heldout=64),
         flow=FlowConfig(std=1.2, shift=6.0, subject_emphasis=4.0),
-        optimizer=OptimizerConfig(learning_rate=2e-3, text_rate=0.1, warmup_steps=100, ema_decay=0.998),
+        optimizer=OptimizerConfig(learning_rate=2e-3, text_rate=0.2, warmup_steps=100, ema_decay=0.998),
         train=TrainConfig(steps=20_000, batch=16, log_every=20, evaluate_every=1000, sample_every=500),
         checkpoint=CheckpointConfig(every=250),
         sampling=SamplingConfig(steps=30, guidance=2.0, shift=6.0),
