@@ -69,7 +69,7 @@ EXCEPTIONS = [
 PICKLE_READER = "porting/torch_files.py"
 # Import name -> distribution name, where they differ.
 DISTRIBUTIONS = {"absl": "absl_py", "PIL": "pillow", "orbax": "orbax_checkpoint", "yaml": "pyyaml"}
-DISTRIBUTIONS |= {"cv2": "opencv_python_headless", "scenedetect": "scenedetect_headless"}
+DISTRIBUTIONS |= {"cv2": "opencv_python_headless", "scenedetect": "scenedetect_headless", "skimage": "scikit_image"}
 # Extras that a room may count on, imported inside the functions that need them.
 ROOM_EXTRAS = {"porting": {"torch"}, "describers": {"vlm"}, "data": {"data"}, "testing": {"test"}}
 ROOM_EXTRAS |= {"evaluation": {"data"}, "curation": {"curation", "data", "transnet", "vlm"}}

@@ -17,7 +17,7 @@ from kaleido_jax.media.video import write_mp4
 from kaleido_jax.pipeline.record import differences, file_sha256, read_record, record_of, request_of
 
 if TYPE_CHECKING:
-    from kaleido_jax.pipeline.pipeline import Generation
+    from kaleido_jax.pipeline.generation import Generation
     from kaleido_jax.pipeline.request import Settings
 
 SHEET_BYTES = 4_000_000  # more than a sheet has ever taken

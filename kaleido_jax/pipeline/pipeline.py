@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from kaleido_jax.bundle import Bundle, BundleConfig, load_bundle, load_config, parameters
+from kaleido_jax.bundle import Bundle, load_bundle, load_config, parameters
 from kaleido_jax.diffusion import guidance, samplers
 from kaleido_jax.errors import InputError, UsageError
 from kaleido_jax.layout import Grid, TokenLayout
@@ -28,6 +28,7 @@ from kaleido_jax.methods.scene import Scene
 from kaleido_jax.parallel import MeshConfig, batch_shardings, place, shardings
 from kaleido_jax.pipeline import models
 from kaleido_jax.pipeline.compile_cache import use_compile_cache
+from kaleido_jax.pipeline.generation import Generation
 from kaleido_jax.pipeline.loras import LoraFile
 from kaleido_jax.pipeline.programs import (
     decode_divided,
@@ -51,43 +52,6 @@ ONE_DEVICE = ("vae", "vision")  # networks that stay on the first device of a me
 
 # progress(what, done, total): called before a stage begins (done = 0) and after each of its parts.
 Progress = Callable[[str, int, int], None]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Generation:
-    """A video with everything that it was made from.
-
-    video: uint8 frames. config, folder: the model's (folder is None for one that was never on disk). reconstructions:
-    the references as the model paints them again, for a method that does (contextanyone). scene: what was asked for, if
-    it was more than a prompt (lct). latents: that the video was decoded from; None for scenes.
-    """
-
-    video: UInt8[np.ndarray, "f h w 3"]
-    prompt: str
-    references: tuple[Reference, ...]
-    settings: Settings
-    config: BundleConfig
-    folder: Path | None
-    loras: tuple[LoraFile, ...] = ()
-    reconstructions: tuple[UInt8[np.ndarray, "_ h w 3"], ...] = ()
-    scene: Scene | None = None
-    latents: Float[np.ndarray, "_ _ _ z"] | None = None
-
-    def save(self, path: str | Path, *, overwrite: bool = False) -> dict[str, Path]:
-        """Writes the video (.mp4), a contact sheet (.sheet.png) and a record (.json) beside each other.
-
-        Returns the three paths by name: "video", "sheet", "record".
-
-        Raises:
-          UsageError: the name does not end in .mp4, or something is there already and `overwrite` is False.
-          StorageError: they cannot be written; nothing partial is left.
-        """
-        from kaleido_jax.pipeline.outputs import Outputs
-
-        outputs = Outputs.of(path)
-        outputs.check(self, overwrite=overwrite)
-        outputs.write(self)
-        return outputs.paths
 
 
 class Pipeline:

@@ -12,8 +12,8 @@ from PIL import Image
 
 from kaleido_jax.errors import StorageError, UsageError
 from kaleido_jax.pipeline import outputs as module
+from kaleido_jax.pipeline.generation import Generation
 from kaleido_jax.pipeline.outputs import Found, Outputs
-from kaleido_jax.pipeline.pipeline import Generation
 from kaleido_jax.pipeline.record import file_sha256, request_of
 from kaleido_jax.pipeline.references import read_references
 from kaleido_jax.pipeline.request import Settings
