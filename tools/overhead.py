@@ -131,7 +131,7 @@ def products(variant: Variant) -> tuple[int, int, int]:
 
     def count(frames: int, side: int) -> int:
         layout = layout_of(variant, 16 * side, 512, 1 + 4 * (frames - 1))
-        return flops.count(*_flat(program(variant, layout, lambda q, k, v, table, rope, state: (v, state))))
+        return flops.count(*_flat(program(variant, layout, flops.attend_without_products)))
 
     small, long, large = count(1, 32), count(3, 32), count(1, 64)
     each = (long - small) // (2 * 1024)

@@ -244,7 +244,7 @@ def search(frame: np.ndarray, still: np.ndarray, templates: Templates, *, best: 
             for at in np.argsort(peak)[::-1][: 8 * best] if best > 1 else [peak.argmax()]:
                 cells.setdefault((int(4 * seen.x[at] / size), int(4 * seen.y[at] / size)), int(at))
             for at in list(cells.values())[:best]:
-                chosen = begins[owner] + int(scores[at, begins[owner] : begins[owner + 1]].argmax())
+                chosen = int(begins[owner]) + int(scores[at, begins[owner] : begins[owner + 1]].argmax())
                 found[owner].append(_place(seen, at, size, templates, chosen, float(peak[at]) * size**2))
     return [sorted(places, key=lambda place: -place.gain)[:best] for places in found]
 

@@ -20,7 +20,7 @@ from kaleido_jax.methods.method import Condition, velocity
 from kaleido_jax.parallel import batch_shardings, shardings
 from kaleido_jax.parallel.chips import Chip
 from kaleido_jax.parallel.collectives import traffic
-from kaleido_jax.parallel.flops import count, dense_attend
+from kaleido_jax.parallel.flops import attend_without_products, count, dense_attend
 from kaleido_jax.parallel.partition import bytes_per_device
 from kaleido_jax.pipeline.programs import sampler_step
 from kaleido_jax.training import low_rank
@@ -135,7 +135,7 @@ def _forward(made: Any, weights: Any, state: Any, condition: Condition, fixed: d
     video = jax.ShapeDtypeStruct((rows, *state.x.shape[1:]), jnp.float32)
     counted = lambda attend: count(functools.partial(forward, attend), weights, video, condition)
     everything = counted(dense_attend)
-    return everything, everything - counted(lambda q, k, v, table, rope, state: (v, state))
+    return everything, everything - counted(attend_without_products)
 
 
 def _advice(result: Plan, mesh: Mesh) -> list[str]:

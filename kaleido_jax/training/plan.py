@@ -27,7 +27,7 @@ from kaleido_jax.models.wan import WanConfig, WanTransformer
 from kaleido_jax.parallel import MeshConfig, batch_shardings, shardings
 from kaleido_jax.parallel.chips import Chip
 from kaleido_jax.parallel.collectives import Traffic, traffic
-from kaleido_jax.parallel.flops import count, dense_attend
+from kaleido_jax.parallel.flops import attend_without_products, count, dense_attend
 from kaleido_jax.parallel.partition import bytes_per_device
 from kaleido_jax.training import low_rank, step
 from kaleido_jax.training.experiment import Experiment
@@ -257,7 +257,7 @@ def forward_flops(made: _Step) -> tuple[int, int]:
     weights = joined(made.frozen, made.state.parameters)
     counted = lambda attend: count(functools.partial(forward, attend), weights, made.batch, times)
     everything = counted(dense_attend)
-    return everything, everything - counted(lambda q, k, v, table, rope, state: (v, state))
+    return everything, everything - counted(attend_without_products)
 
 
 def _made_of(

@@ -14,7 +14,7 @@ from kaleido_jax.bundle import abstract, merge
 from kaleido_jax.methods import kaleido
 from kaleido_jax.models.hook import default_attend
 from kaleido_jax.models.wan import WanConfig, WanTransformer
-from kaleido_jax.parallel.flops import count, dense_attend, forward_operations
+from kaleido_jax.parallel.flops import attend_without_products, count, dense_attend, forward_operations
 
 f32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
 
@@ -65,6 +65,8 @@ def test_wan_within_one_percent_of_the_formula(config, grid):
     forward = count(functools.partial(loss, dense_attend), parameters, tokens, table, text)
     assert forward == pytest.approx(products + attention, rel=0.01)
     assert forward_operations(config, layout.tokens("visual"), 512) == pytest.approx(forward, rel=0.01)
+    without = count(functools.partial(loss, attend_without_products), parameters, tokens, table, text)
+    assert forward - without == 4 * config.layers * layout.tokens("visual") ** 2 * config.dim
     # What is computed: both sides' gradients of every product, scores made again by attention, its fifth product, and
     # up to 3 % of blocks that are filled up.
     gradient = count(jax.grad(functools.partial(loss, default_attend)), parameters, tokens, table, text)
