@@ -92,6 +92,7 @@ class Launcher:
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait(10)
+        self._process.stdout.close()
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ Single damages of every file, falling back and setting aside are in tests/traini
 """
 
 import os
+import pathlib
 import random
 import shutil
 import signal
@@ -182,7 +183,10 @@ def children(process: int) -> list[int]:
 
 
 def gone(process: int) -> bool:
-    return not os.path.exists(f"/proc/{process}") or " Z " in open(f"/proc/{process}/stat").read()
+    try:
+        return " Z " in pathlib.Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return True
 
 
 def wait_for(condition, seconds):
