@@ -8,10 +8,11 @@ from PIL import Image
 
 from kaleido_jax.curation.models.protocol import Found, loaded
 from kaleido_jax.curation.models.segment_anything import Sam2, Sam3
-from tests.curation.test_models import FRAMES, words
 
 transformers = pytest.importorskip("transformers")
 torch = pytest.importorskip("torch")
+
+from tests.curation.test_models import FRAMES, words  # noqa: E402  (it needs both)
 
 SIDE = 64
 HIERA = {
