@@ -57,7 +57,7 @@ def test_two_processes_train_as_one_and_survive_losing_each_other(launcher, laun
     long = [*arguments, "train.steps=100000", "optimizer.final_fraction=1.0", "optimizer.warmup_steps=1"]
 
     processes = start(launchers, long)
-    wait_for_step(tmp_path / "two", 3, launchers)
+    wait_for_step(tmp_path / "two", 8, launchers)  # by then a checkpoint has been finished
     os.kill(processes[1], signal.SIGKILL)
     began = time.monotonic()
     first, second = (launcher.status() for launcher in launchers)
@@ -67,7 +67,7 @@ def test_two_processes_train_as_one_and_survive_losing_each_other(launcher, laun
     assert "lost another one" in launchers[0].said or "coordination service" in launchers[0].said.lower()
 
     processes = start(launchers, long)
-    wait_for_step(tmp_path / "two", 6, launchers)
+    wait_for_step(tmp_path / "two", 11, launchers)
     os.kill(processes[1], signal.SIGTERM)  # one is told; both stop at one step
     assert [launcher.status() for launcher in launchers] == [ExitCode.PREEMPTED] * 2, [x.said for x in launchers]
     assert "continuing from step" in launchers[0].said
@@ -86,7 +86,7 @@ def test_two_processes_train_as_one_and_survive_losing_each_other(launcher, laun
 
 def test_a_process_whose_peer_hangs_is_ended_by_its_watchdog(launchers, command, tmp_path):
     """The stopped one's threads do not beat either; the other one's step has not ended in time."""
-    arguments = [*command(tmp_path), "train.steps=100000", "train.stall_seconds=3"]
+    arguments = [*command(tmp_path), "train.steps=100000", "train.stall_seconds=20"]
     processes = start(launchers, arguments)
     wait_for_step(tmp_path, 3, launchers)
     os.kill(processes[1], signal.SIGSTOP)
