@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from kaleido_jax.data.drawing import between, chance, pick, whole
+from kaleido_jax.errors import UsageError
 
 TRAIN = (
     "brick.png", "camera.png", "cell.png", "clock_motion.png", "coins.png", "color.png", "grass.png", "gravel.png",
@@ -52,12 +53,12 @@ class Photographs:
 
 @cache
 def load(split: str) -> Photographs:
-    """The photographs of `split`; ModuleNotFoundError where scikit-image is not installed."""
+    """The photographs of `split`; UsageError where scikit-image is not installed."""
     spec = find_spec("skimage")
     if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(
-            "photographs=True takes its crops from scikit-image's pictures: "
-            "install scikit-image, or use World(photographs=False)."
+        raise UsageError(
+            "The procedural world takes crops from scikit-image's pictures, and scikit-image is not installed: "
+            "pip install 'kaleido_jax[data]', or, in Python, use World(photographs=False)."
         )
     folder = Path(next(iter(spec.submodule_search_locations))) / "data"
     pictures = []

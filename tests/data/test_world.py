@@ -12,6 +12,7 @@ from kaleido_jax.data import photographs
 from kaleido_jax.data.motions import MOTIONS
 from kaleido_jax.data.scenes import SCENES, paint_scene
 from kaleido_jax.data.world import World
+from kaleido_jax.errors import UsageError
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +229,7 @@ def test_a_world_without_photographs_needs_no_photographs(monkeypatch):
     photographs.load.cache_clear()
     monkeypatch.setattr(photographs, "find_spec", lambda name: None)
     World(48, 3, photographs=False).sample(0)
-    with pytest.raises(ModuleNotFoundError, match="photographs=False"):
+    with pytest.raises(UsageError, match="photographs=False"):
         World(48, 3).sample(0)
     photographs.load.cache_clear()
 
