@@ -1,14 +1,11 @@
 """Reading videos of strangers for curation: frames with their time stamps, or one of a few reasons why not."""
 
-import atexit
-import contextlib
 import json
 import os
 import select
 import stat
 import struct
 import subprocess
-import sys
 import threading
 import time
 from dataclasses import asdict, dataclass
@@ -18,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from kaleido_jax.curation.encoding import ENVIRONMENT
+from kaleido_jax.curation.helper import Helper
 from kaleido_jax.media.clips import CODECS
 from kaleido_jax.media.images import file_kind
 
@@ -68,7 +65,7 @@ class Decoder:
 
     def __init__(self, limits: Limits = Limits()):
         self._limits = limits
-        self._server: subprocess.Popen | None = None
+        self._server = Helper(str(_SERVER), bufsize=0)
         self._lock = threading.Lock()
 
     def scan(self, path: str | os.PathLike[str]) -> Scan:
@@ -100,21 +97,14 @@ class Decoder:
 
     def close(self) -> None:
         """Ends the process that jobs are forked from."""
-        if self._server is not None:
-            with contextlib.suppress(OSError):
-                self._server.kill()
-            self._server.wait()
-            for pipe in (self._server.stdin, self._server.stdout):
-                with contextlib.suppress(OSError):
-                    pipe.close()
-            self._server = None
+        self._server.close()
 
     def _ask(self, path: str | os.PathLike[str], job: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
         demuxer = _checked_kind(path, self._limits)
         job = {**job, "path": os.fspath(path), "demuxer": demuxer, "codecs": CODECS, "limits": asdict(self._limits)}
         with self._lock:
             try:
-                server = self._started()
+                server = self._server.started()
                 server.stdin.write(json.dumps(job).encode() + b"\n")
                 server.stdin.flush()
                 deadline = time.monotonic() + self._limits.wall_seconds + 30
@@ -127,21 +117,6 @@ class Decoder:
         if "refused" in header:
             raise Undecodable(header["refused"])
         return header, np.frombuffer(content, np.uint8).reshape(header["shape"])
-
-    def _started(self) -> subprocess.Popen:
-        if self._server is None or self._server.poll() is not None:
-            self.close()
-            # -P keeps this folder off the module path.
-            self._server = subprocess.Popen(
-                [sys.executable, "-P", str(_SERVER)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                bufsize=0,
-                env={**os.environ, **ENVIRONMENT},
-            )
-            atexit.register(self.close)
-        return self._server
 
 
 def _checked_kind(path: str | os.PathLike[str], limits: Limits) -> str:

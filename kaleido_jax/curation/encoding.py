@@ -6,12 +6,9 @@ process that does nothing else, and glibc is told to fill what it hands out (MAL
 then the same. Other C libraries ignore that; what helps there is that `write_mp4` leaves the look-ahead away.
 """
 
-import atexit
-import contextlib
 import json
 import os
 import struct
-import subprocess
 import sys
 import tempfile
 import threading
@@ -21,11 +18,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from kaleido_jax.curation.helper import Helper
 from kaleido_jax.errors import StorageError
 from kaleido_jax.media.video import write_mp4
 
-# Of processes that decode and encode: what their memory begins with; and one thread, because they fork.
-ENVIRONMENT = {"MALLOC_PERTURB_": "165", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 _ANSWER = struct.Struct("<?Q")  # whether it is a clip, or else the reason; how many bytes follow
 
 
@@ -33,7 +29,9 @@ class Encoder:
     """Encodes in processes of their own, forked from one that this object starts when it is first needed."""
 
     def __init__(self) -> None:
-        self._server: subprocess.Popen | None = None
+        root = str(Path(__file__).parents[2])
+        program = f"import sys; sys.path.insert(0, {root!r}); from kaleido_jax.curation.encoding import serve; serve()"
+        self._server = Helper("-c", program)
         self._lock = threading.Lock()
 
     def mp4(self, video: UInt8[np.ndarray, "f h w 3"], frames_per_second: int, quality: int) -> bytes:
@@ -45,7 +43,7 @@ class Encoder:
         job = {"shape": video.shape, "frames_per_second": frames_per_second, "quality": quality}
         with self._lock:
             try:
-                server = self._started()
+                server = self._server.started()
                 server.stdin.write(json.dumps(job).encode() + b"\n")
                 server.stdin.write(np.ascontiguousarray(video).data)
                 server.stdin.flush()
@@ -60,31 +58,7 @@ class Encoder:
 
     def close(self) -> None:
         """Ends the process that jobs are forked from."""
-        if self._server is not None:
-            with contextlib.suppress(OSError):
-                self._server.kill()
-            self._server.wait()
-            for pipe in (self._server.stdin, self._server.stdout):
-                with contextlib.suppress(OSError):
-                    pipe.close()
-            self._server = None
-
-    def _started(self) -> subprocess.Popen:
-        if self._server is None or self._server.poll() is not None:
-            self.close()
-            root = str(Path(__file__).parents[2])
-            program = (
-                f"import sys; sys.path.insert(0, {root!r}); from kaleido_jax.curation.encoding import serve; serve()"
-            )
-            self._server = subprocess.Popen(
-                [sys.executable, "-P", "-c", program],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env={**os.environ, **ENVIRONMENT},
-            )
-            atexit.register(self.close)
-        return self._server
+        self._server.close()
 
 
 @cache

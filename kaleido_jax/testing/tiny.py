@@ -1,5 +1,7 @@
 """A whole model in a folder, small enough that a test compiles and runs all of it in seconds."""
 
+import dataclasses
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from kaleido_jax.bundle import Bundle, BundleConfig, Defaults, abstract, merge, save_bundle
+from kaleido_jax.bundle import Bundle, BundleConfig, Defaults, abstract, merge, save_bundle, save_parameters
+from kaleido_jax.config import to_json
 from kaleido_jax.models.text import Tokenizer, UMT5Config, UMT5Encoder
 from kaleido_jax.models.vae import VAEConfig, WanVAE
 from kaleido_jax.models.vision import VisionEncoder
@@ -72,6 +75,26 @@ def save_tiny_bundle(folder: str | Path, config: BundleConfig = TINY_CONFIG, see
     """Writes `tiny_bundle` to a model folder and returns its path."""
     save_bundle(folder, tiny_bundle(config, seed))
     return Path(folder)
+
+
+def save_untrained_vae(folder: Path) -> Path:
+    """A VAE of four channels and the miniature's factors, with random weights, as training reads one."""
+    config = dataclasses.replace(
+        VAEConfig.miniature(),
+        z_dim=4,
+        base_dim=4,
+        decoder_base_dim=4,
+        dim_mult=(1, 1, 1),
+        num_res_blocks=1,
+        latents_mean=(0.0,) * 4,
+        latents_std=(1.0,) * 4,
+    )
+    (folder / "config.json").write_text(json.dumps({"format": 1, "vae": to_json(config)}))
+    random = np.random.default_rng(0)
+    _, shapes = abstract(lambda: WanVAE(config, nnx.Rngs(0)))
+    values = {name: random.normal(size=x.shape).astype(np.float32) * 0.1 for name, x in shapes.items()}
+    save_parameters(folder / "vae.safetensors", values)
+    return folder
 
 
 def randomised(make: Callable[[], M], random: np.random.Generator) -> M:

@@ -1,6 +1,5 @@
 """`kaleido train` as a user runs it: overrides, exporting, and a real SIGTERM."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -9,15 +8,12 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-from flax import nnx
 
-from kaleido_jax.bundle import abstract, load_bundle, save_parameters
+from kaleido_jax.bundle import load_bundle
 from kaleido_jax.cli.main import main
-from kaleido_jax.config import to_json
 from kaleido_jax.errors import ExitCode
-from kaleido_jax.models.vae import VAEConfig, WanVAE
+from kaleido_jax.testing.tiny import save_untrained_vae
 
 SMOKE = str(Path(__file__).parents[2] / "configs" / "miniature_smoke.py")
 
@@ -25,22 +21,7 @@ SMOKE = str(Path(__file__).parents[2] / "configs" / "miniature_smoke.py")
 @pytest.fixture(scope="module")
 def overrides(tmp_path_factory):
     """The smoke config with a VAE that was never trained, small enough to encode at once."""
-    folder = tmp_path_factory.mktemp("vae")
-    config = dataclasses.replace(
-        VAEConfig.miniature(),
-        z_dim=4,
-        base_dim=4,
-        decoder_base_dim=4,
-        dim_mult=(1, 1, 1),
-        num_res_blocks=1,
-        latents_mean=(0.0,) * 4,
-        latents_std=(1.0,) * 4,
-    )
-    (folder / "config.json").write_text(json.dumps({"format": 1, "vae": to_json(config)}))
-    random = np.random.default_rng(0)
-    _, shapes = abstract(lambda: WanVAE(config, nnx.Rngs(0)))
-    values = {name: random.normal(size=x.shape).astype(np.float32) * 0.1 for name, x in shapes.items()}
-    save_parameters(folder / "vae.safetensors", values)
+    folder = save_untrained_vae(tmp_path_factory.mktemp("vae"))
     return [
         f"vae={folder}",
         f"data.folder={tmp_path_factory.mktemp('latents')}",

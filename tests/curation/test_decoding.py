@@ -118,7 +118,8 @@ def test_memory_and_time_are_limited_and_a_dead_decoder_costs_one_file(tmp_path)
         decoder.close()
     decoder = Decoder()
     assert len(decoder.scan(path).frames) == 12
-    decoder._server.kill()
-    decoder._server.wait()
+    server = decoder._server.started()
+    server.kill()
+    server.wait()
     assert len(decoder.scan(path).frames) == 12  # by a new one
     decoder.close()

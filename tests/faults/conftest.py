@@ -1,6 +1,5 @@
 """A run of `configs/miniature_smoke.py` that was never disturbed, and a way to start others and kill them."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -11,11 +10,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
-from kaleido_jax.bundle import abstract, save_parameters
-from kaleido_jax.config import to_json
-from kaleido_jax.models.vae import VAEConfig, WanVAE
+from kaleido_jax.testing.tiny import save_untrained_vae
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = str(ROOT / "configs" / "miniature_smoke.py")
@@ -105,22 +101,7 @@ def launcher(tmp_path_factory):
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory):
     """(workdir) -> the arguments of a run with a VAE that was never trained, and latents that all runs share."""
-    vae = tmp_path_factory.mktemp("vae")
-    config = dataclasses.replace(
-        VAEConfig.miniature(),
-        z_dim=4,
-        base_dim=4,
-        decoder_base_dim=4,
-        dim_mult=(1, 1, 1),
-        num_res_blocks=1,
-        latents_mean=(0.0,) * 4,
-        latents_std=(1.0,) * 4,
-    )
-    (vae / "config.json").write_text(json.dumps({"format": 1, "vae": to_json(config)}))
-    random = np.random.default_rng(0)
-    _, shapes = abstract(lambda: WanVAE(config, nnx.Rngs(0)))
-    values = {name: random.normal(size=x.shape).astype(np.float32) * 0.1 for name, x in shapes.items()}
-    save_parameters(vae / "vae.safetensors", values)
+    vae = save_untrained_vae(tmp_path_factory.mktemp("vae"))
     latents = tmp_path_factory.mktemp("latents")
 
     def arguments(workdir: Path, **overrides) -> list[str]:
