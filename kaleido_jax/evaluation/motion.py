@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kaleido_jax.data.drawing import between, chance, generator
-from kaleido_jax.data.motions import MOTIONS, draw_path
+from kaleido_jax.data.motions import MOTIONS, SIZES, draw_path
 from kaleido_jax.data.sprites import Identity
 from kaleido_jax.evaluation.matching import Artist, Place, backdrop, refine, search
 
@@ -78,8 +78,8 @@ class MotionJudge:
                     lane=(0.0, 1.0),
                     floor=(0.6, 0.97),
                     grounded=grounded,
-                    low=0.34,
-                    high=0.52,
+                    low=SIZES[0],
+                    high=SIZES[1],
                 )
                 # A subject that is flatter than long stands lower than its square box would.
                 drop = between(rng, 0.0, 0.35) * path.height if grounded else 0.0
