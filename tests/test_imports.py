@@ -72,7 +72,7 @@ DISTRIBUTIONS = {"absl": "absl_py", "PIL": "pillow", "orbax": "orbax_checkpoint"
 DISTRIBUTIONS |= {"cv2": "opencv_python_headless", "scenedetect": "scenedetect_headless", "skimage": "scikit_image"}
 # Extras that a room may count on, imported inside the functions that need them.
 ROOM_EXTRAS = {"porting": {"torch"}, "describers": {"vlm"}, "data": {"data"}, "testing": {"test"}}
-ROOM_EXTRAS |= {"evaluation": {"data"}, "curation": {"curation", "data", "transnet", "vlm"}}
+ROOM_EXTRAS |= {"evaluation": {"data"}, "curation": {"curation", "data", "editors", "transnet", "vlm"}}
 
 
 def imports(source: str, package: tuple[str, ...] = ()) -> Iterator[str]:
