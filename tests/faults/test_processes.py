@@ -85,9 +85,12 @@ def test_two_processes_train_as_one_and_survive_losing_each_other(launcher, laun
 
 
 def test_a_process_whose_peer_hangs_is_ended_by_its_watchdog(launchers, command, tmp_path):
-    """The stopped one's threads do not beat either; the other one's step has not ended in time."""
-    arguments = [*command(tmp_path), "train.steps=100000", "train.stall_seconds=20"]
-    processes = start(launchers, arguments)
+    """The stopped one's threads do not beat either; the other one's step has not ended in time.
+
+    Nothing but steps: while it saves or evaluates, a process waits longer than jax does for a sign of life.
+    """
+    endless = ["train.steps=100000", "train.evaluate_every=100000", "checkpoint.every=100000"]
+    processes = start(launchers, [*command(tmp_path), *endless, "train.stall_seconds=10"])
     wait_for_step(tmp_path, 3, launchers)
     os.kill(processes[1], signal.SIGSTOP)
     assert launchers[0].status() == ExitCode.PEER_LOST, launchers[0].said
