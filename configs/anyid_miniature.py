@@ -2,6 +2,11 @@
 
     kaleido train configs/anyid_miniature.py --workdir runs/anyid
 
+The same, tuned from the shipped weights instead of from nothing, as the paper tunes a base model:
+
+    kaleido train configs/anyid_miniature.py --workdir runs/anyid \
+        start_from=kaleido_jax/weights/miniature optimizer.learning_rate=5e-4
+
 References are rendered and encoded for every step, because a cache of clips would hold ten times as many latents as
 there are videos; on two CPU cores that is most of a step. `options=rule=unidirectional` trains the variant whose
 references' keys and values are computed once.

@@ -10,7 +10,10 @@ person can vote as well (`kaleido pairs annotate runs/pairs --name anna`).
     kaleido train configs/anyid_miniature_dpo.py --workdir runs/anyid-dpo
 
 The LoRA is written as runs/anyid-dpo/lora.safetensors, the model with it as runs/anyid-dpo/model. Without the field
-`preference` the same file tunes a LoRA on samples.
+`preference` the same file tunes a LoRA on samples, of the shipped weights, too:
+
+    kaleido train configs/anyid_miniature_dpo.py --workdir runs/anyid-lora \
+        start_from=kaleido_jax/weights/miniature preference.pairs=
 """
 
 import dataclasses

@@ -21,6 +21,7 @@ def config() -> Experiment:
     return Experiment(
         name="contextanyone-1.3b",
         method="contextanyone",
+        start_from="Wan2.1-T2V-1.3B-Diffusers/transformer",
         transformer=dataclasses.replace(WanConfig.t2v_1_3b(), image_dim=1280, emphasis=True, dtype="bfloat16"),
         text=UMT5Config.xxl(),
         data=DataConfig(

@@ -2,6 +2,12 @@
 
     kaleido train configs/contextanyone_miniature.py --workdir runs/contextanyone
 
+The paper tunes a model that knows no reference's reconstruction. So can this: from the shipped weights, beside which
+the two new branches start at nothing,
+
+    kaleido train configs/contextanyone_miniature.py --workdir runs/contextanyone \
+        start_from=kaleido_jax/weights/miniature optimizer.learning_rate=5e-4
+
 The image branch reads the patches of the reference's own latents, since no image encoder is trained on this world.
 """
 

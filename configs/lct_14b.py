@@ -21,6 +21,7 @@ def config() -> Experiment:
     return Experiment(
         name="lct-14b",
         method="lct",
+        start_from="Wan2.1-T2V-14B-Diffusers/transformer",
         transformer=dataclasses.replace(WanConfig.t2v_14b(), dtype="bfloat16"),
         text=UMT5Config.xxl(),
         data=DataConfig(source="world", size=480, frames=81, shots=9, text_tokens=512, text_embeddings=True),

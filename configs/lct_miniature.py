@@ -2,9 +2,11 @@
 
     kaleido train configs/lct_miniature.py --workdir runs/lct
 
-The paper tunes a single-shot model; `start_from=FOLDER` names one. Afterwards the causal variant, whose scenes are made
-shot by shot, is tuned from it:
+The paper tunes a single-shot model, such as the shipped one. Afterwards the causal variant, whose scenes are made shot
+by shot, is tuned from that:
 
+    kaleido train configs/lct_miniature.py --workdir runs/lct \
+        start_from=kaleido_jax/weights/miniature optimizer.learning_rate=5e-4
     kaleido train configs/lct_miniature.py --workdir runs/lct-causal options=attention=causal start_from=runs/lct/model
 """
 

@@ -24,7 +24,9 @@ def server():
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             made.asked.append((self.path, dict(self.headers), body))
             reply = made.replies.pop(0)
-            if reply is None:
+            if reply == "slow":
+                made.awake.wait(5.0)
+            if reply is None or reply == "slow":
                 self.close_connection = True
                 return
             status, text, *headers = reply
@@ -38,7 +40,7 @@ def server():
             pass
 
     made = HTTPServer(("127.0.0.1", 0), Handler)
-    made.asked, made.replies = [], []
+    made.asked, made.replies, made.awake = [], [], threading.Event()
     thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield made
@@ -102,6 +104,10 @@ def test_a_server_that_never_answers(server, tmp_path):
     server.replies = [(200, "{}"), (200, "not json")]
     with pytest.raises(InputError, match="its answer is no chat completion"):
         Endpoint(url=url, model="m", attempts=2, sleep=lambda s: None).ask(["q"], number)
+    server.replies = ["slow"]
+    with pytest.raises(InputError, match=r"no answer within 0\.1 s"):
+        Endpoint(url=url, model="m", attempts=1, timeout=0.1).ask(["q"], number)
+    server.awake.set()
     silent = Endpoint(url="http://127.0.0.1:1/v1", model="m", attempts=1)
     with pytest.raises(InputError, match="cannot be reached"):
         silent.ask(["q"], number)

@@ -30,8 +30,8 @@ from kaleido_jax.bundle import (
 from kaleido_jax.errors import InputError, UsageError, printable
 from kaleido_jax.models.text import Tokenizer, UMT5Config, UMT5Encoder
 from kaleido_jax.models.vae import VAEConfig, WanVAE
-from kaleido_jax.models.wan import WanTransformer
-from kaleido_jax.parallel import MeshConfig
+from kaleido_jax.models.wan import WanConfig, WanTransformer
+from kaleido_jax.parallel import MeshConfig, shardings
 from kaleido_jax.training.experiment import Experiment
 from kaleido_jax.typing import Array
 
@@ -106,33 +106,78 @@ def _tokenizer_of(path: Path) -> Path:
 def first_weights(experiment: Experiment, mesh: Mesh | None) -> dict[str, dict[str, Array]]:
     """What training starts from, by network and dotted name: `start_from`, a model folder or a released transformer.
 
+    A start may lack the branches that ContextAnyone adds, which are new then, and add nothing until they are trained.
+
     Raises:
       InputError: it cannot be read. UsageError: its sizes are not the run's, or it has no text encoder to be trained.
     """
     named, trained = experiment.start_from, not experiment.data.text_embeddings
     if is_model(named) or not Path(named).exists():
-        config, transformer, text = load_config(named), experiment.transformer, experiment.text
+        config, text = load_config(named), experiment.text
+        transformer = _without_branches(experiment, config.transformer)
         _check(experiment, "start_from", config.transformer, transformer)
         make: dict[str, Callable[[], nnx.Module]] = {"transformer": lambda: WanTransformer(transformer, nnx.Rngs(0))}
         if trained:
             _check(experiment, "start_from", config.text, text)
             make["text"] = lambda: UMT5Encoder(text, nnx.Rngs(0))
         read = lambda part: load_module(Path(named) / f"{part}.safetensors", make[part], mesh)
-        return {part: parameters(read(part)) for part in make}
+        found = {part: parameters(read(part)) for part in make}
+        return found | {"transformer": _with_branches(experiment, found["transformer"], mesh)}
     if trained:
         name = printable(named)
         raise UsageError(f"start_from is {name}; a run that trains its text encoder starts from a model folder")
     config, weights = porting.load(named, mesh=mesh, dtype="float32")
-    _check(experiment, "start_from", config, experiment.transformer)
-    return {"transformer": weights}
+    _check(experiment, "start_from", config, _without_branches(experiment, config))
+    return {"transformer": _with_branches(experiment, weights, mesh)}
+
+
+def _without_branches(experiment: Experiment, found: Any) -> WanConfig:
+    """The sizes that the run's start has to have: its transformer's, less the branches that `found` lacks.
+
+    Those of the image tokens and of Emphasize-Attention start at zero in a network that has the latter.
+    """
+    wanted = experiment.transformer
+    if not wanted.emphasis or not isinstance(found, WanConfig):
+        return wanted
+    base = dataclasses.replace(wanted, emphasis=found.emphasis)
+    if found.image_dim is None:
+        base = dataclasses.replace(base, image_dim=None, image_positions=None)
+    if base != wanted and experiment.lora.rank:
+        raise UsageError(
+            f"lora.rank is {experiment.lora.rank}, but {printable(experiment.start_from)} lacks branches of the run's "
+            "transformer (emphasis, image_dim); what is new is trained whole, so set lora.rank=0"
+        )
+    return base
+
+
+def _with_branches(experiment: Experiment, weights: dict[str, Array], mesh: Mesh | None) -> dict[str, Array]:
+    """The weights, and those of the run's transformer that they lack, drawn by the run's seed."""
+    make = lambda: WanTransformer(experiment.transformer, nnx.Rngs(experiment.seed))
+    missing = {name: leaf for name, leaf in abstract(make)[1].items() if name not in weights}
+    if not missing:
+        return weights
+    where = None if mesh is None else shardings(missing, mesh)
+
+    def draw() -> dict[str, Array]:  # of the whole network, whose other parts the compiler leaves out
+        made = parameters(make())
+        return {name: made[name] for name in missing}
+
+    return dict(sorted((weights | jax.jit(draw, out_shardings=where)()).items()))
 
 
 def _check(experiment: Experiment, field: str, found: Any, wanted: Any) -> None:
     """Raises UsageError unless the sizes are those that the experiment names; it may compute in another dtype."""
-    if type(found) is not type(wanted) or dataclasses.replace(found, dtype=wanted.dtype) != wanted:
-        what = "text" if isinstance(wanted, UMT5Config) else "transformer"
-        name = printable(getattr(experiment, field) or experiment.start_from)
-        raise UsageError(f"{field} is {name}, whose {what} is {found}; the run's is {wanted}")
+    if type(found) is type(wanted):
+        names = [each.name for each in dataclasses.fields(wanted) if each.name != "dtype"]
+        other = [name for name in names if getattr(found, name) != getattr(wanted, name)]
+        if not other:
+            return
+        has, needs = (", ".join(f"{name}={getattr(which, name)}" for name in other) for which in (found, wanted))
+    else:
+        has, needs = found, wanted
+    what = "text" if isinstance(wanted, UMT5Config) else "transformer"
+    name = printable(getattr(experiment, field) or experiment.start_from)
+    raise UsageError(f"{field} is {name}, whose {what} has {has}; the run's has {needs}")
 
 
 def digest(module: nnx.Module) -> str:

@@ -1,21 +1,29 @@
 """What a run starts from: every process of a mesh reads its own part of it."""
 
 import dataclasses
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import NamedSharding
 
-from kaleido_jax.bundle import parameters, save_bundle
+from kaleido_jax import config as configs
+from kaleido_jax.bundle import abstract, load_module, parameters, save_bundle
 from kaleido_jax.errors import InputError, UsageError
+from kaleido_jax.models.wan import WanConfig, WanTransformer
 from kaleido_jax.parallel import MeshConfig, partition_spec
 from kaleido_jax.porting import export
 from kaleido_jax.porting.parameters import Checkpoint
 from kaleido_jax.testing.tiny import TINY_CONFIG, tiny_bundle
 from kaleido_jax.training.experiment import Experiment
 from kaleido_jax.training.frozen import first_weights
+from kaleido_jax.training.low_rank import LoraConfig
+from kaleido_jax.training.miniature import prepare
 
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+SHIPPED = CONFIGS.parent / "kaleido_jax" / "weights" / "miniature"
 EXPERIMENT = Experiment(name="tiny", transformer=TINY_CONFIG.transformer, text=TINY_CONFIG.text)
 
 
@@ -71,3 +79,52 @@ def test_a_start_that_does_not_fit(bundle, tmp_path):
     (tmp_path / "start" / "transformer.safetensors").unlink()
     with pytest.raises(InputError, match=r"transformer\.safetensors cannot be read"):
         first_weights(start, mesh)
+
+
+@pytest.mark.parametrize("kind", ["model", "orbax"])
+def test_a_start_without_contextanyones_branches(bundle, tmp_path, kind):
+    """What is new is drawn on the mesh and adds nothing; all else is as it was read."""
+    start, mesh = tmp_path / "start", MeshConfig(fsdp=8).make()
+    wanted = dataclasses.replace(TINY_CONFIG.transformer, emphasis=True, image_dim=16)
+    experiment = dataclasses.replace(EXPERIMENT, start_from=str(start), transformer=wanted)
+    if kind == "model":
+        save_bundle(start, bundle)
+    else:
+        export(parameters(bundle.transformer), TINY_CONFIG.transformer, start, to="orbax")
+        experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, text_embeddings=True))
+    found, old = first_weights(experiment, mesh)["transformer"], parameters(bundle.transformer)
+    assert list(found) == list(abstract(lambda: WanTransformer(wanted, nnx.Rngs(0)))[1])
+    for name, value in found.items():
+        assert value.sharding == NamedSharding(mesh, partition_spec(name, value.shape, mesh))
+        if name in old:
+            np.testing.assert_array_equal(value, old[name])
+    zero = lambda name: not np.asarray(found[f"blocks.{name}.kernel"]).any()
+    assert zero("emphasis_attention.out") and zero("cross_attention.image_value")
+    assert not zero("emphasis_attention.value") and not zero("cross_attention.image_key")
+    with pytest.raises(UsageError, match=r"lora.rank is 2, but .*start lacks branches .*emphasis, image_dim.*rank=0"):
+        first_weights(dataclasses.replace(experiment, lora=LoraConfig(rank=2)), mesh)
+    # Without Emphasize-Attention the image branch would not start at nothing.
+    alone = dataclasses.replace(experiment, transformer=dataclasses.replace(wanted, emphasis=False))
+    with pytest.raises(UsageError, match="start, whose transformer has image_dim=None; the run's has image_dim=16"):
+        first_weights(alone, mesh)
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    path = SHIPPED / "transformer.safetensors"
+    return parameters(load_module(path, lambda: WanTransformer(WanConfig.miniature(), nnx.Rngs(0))))
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*miniature*.py")))
+def test_every_method_can_start_from_the_shipped_weights(name, shipped, tmp_path):
+    words = (f"start_from={SHIPPED}", *(["preference.pairs="] if name.endswith("dpo") else []))
+    experiment = configs.override(configs.load(CONFIGS / f"{name}.py"), words)
+    if name == "miniature_smoke":
+        with pytest.raises(UsageError, match=r"whose transformer has dim=160, .*data_std=.*; the run's has dim=32, "):
+            prepare(experiment, tmp_path)
+        return
+    run = prepare(experiment, tmp_path)
+    weights = (run.programs.frozen or run.initial.parameters)["transformer"]
+    for leaf, value in shipped.items():
+        np.testing.assert_array_equal(weights[leaf], value)
+    assert (len(weights) > len(shipped)) == (name == "contextanyone_miniature")

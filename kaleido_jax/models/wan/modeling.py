@@ -46,9 +46,11 @@ def velocity_towards(
 ) -> Float[Array, "b n p"]:
     """The velocity e - x at the noisy (1 - t) x + t e, where x is `clean` (arXiv:2511.13720, section 4).
 
-    Times below SMALLEST_TIME count as that, so that what is wrong in `clean` is not blown up.
+    Times below SMALLEST_TIME count as that, so that what is wrong in `clean` is not blown up. At time 0 there is no
+    noise to tell, so e is taken for 0: there the velocity is -x, as ContextAnyone's painted references have it.
     """
-    return (noisy - clean) / jnp.maximum(times, SMALLEST_TIME)[..., None].astype(noisy.dtype)
+    times = times[..., None].astype(noisy.dtype)
+    return jnp.where(times == 0, -clean, (noisy - clean) / jnp.maximum(times, SMALLEST_TIME))
 
 
 class SelfAttention(nnx.Module):

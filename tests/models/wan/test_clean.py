@@ -15,7 +15,7 @@ STD = (2.5, 0.3, 1.0)
 
 
 def test_is_the_flows_velocity_where_the_clean_latent_is_right():
-    """One rounding of float32 in each operation; at t = 0.01 the division is by SMALLEST_TIME."""
+    """One rounding of float32 in each operation; at t = 0.01 the division is by SMALLEST_TIME, at 0 the noise is 0."""
     rng = np.random.default_rng(0)
     clean, noise = rng.standard_normal((2, 1, 3, 5)).astype(np.float32)
     times = jnp.asarray([[0.01, 0.3, 1.0]], jnp.float32)
@@ -23,6 +23,8 @@ def test_is_the_flows_velocity_where_the_clean_latent_is_right():
     velocity = velocity_towards(jnp.asarray(clean), noisy, times)
     shrunk = np.array([0.01 / SMALLEST_TIME, 1.0, 1.0], np.float32)[None, :, None]
     np.testing.assert_allclose(velocity, shrunk * (noise - clean), atol=2e-5)
+    still = velocity_towards(jnp.asarray(clean), jnp.asarray(noise), 0 * times)
+    np.testing.assert_array_equal(still, -clean)
 
 
 def test_what_the_head_says_is_the_targets_clean_latent():
