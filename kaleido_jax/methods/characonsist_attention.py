@@ -37,6 +37,9 @@ class Tracking:
     identity: Int[Array, "n"]
 
 
+_OF_FRAMES = ("match", "similarity", "tracked", "shown")  # what `Tracking` holds a row of for each frame
+
+
 def nothing_tracked(frames: int, tokens: int) -> Tracking:
     """Before the first measurement: all is background and nothing is a pair."""
     zeros = jnp.zeros((frames, tokens), jnp.int32)
@@ -111,24 +114,31 @@ class PointTracking:
         out = identity
         if q.shape[0] > 1:
             plain = lambda: attention.attention(turned_q[1:], turned_k[1:], v[1:])
-            point_keys = lambda: (
-                apply_rotary(k[0, text:][self.tracking.match], rope[:, text:]),
-                v[0, text:][self.tracking.match],
-            )
-            place_keys = lambda: (
-                _rows(turned_k[:1, text:], q.shape[0] - 1),
-                _rows(v[:1, text:], q.shape[0] - 1),
-            )
 
             def shared(foreground: bool, background: bool) -> Array:
                 if not (foreground or background):
                     return plain()
-                more = [*([point_keys()] if foreground else []), *([place_keys()] if background else [])]
-                keys, values = zip((turned_k[1:], v[1:]), *more)
-                mask = slots_mask(self.tracking, text, self.characters, foreground=foreground, background=background)
-                return attention.attention(
-                    turned_q[1:], jnp.concatenate(keys, axis=1), jnp.concatenate(values, axis=1), mask
-                )
+
+                def frame(row: tuple[Array, Array, Array, tuple[Array, ...]]) -> Array:
+                    """One frame's attention. [t h d]"""
+                    tracking = dataclasses.replace(
+                        self.tracking, **dict(zip(_OF_FRAMES, (value[None] for value in row[3]), strict=True))
+                    )
+                    keys, values = [row[1]], [row[2]]
+                    if foreground:  # points, turned to where the frame has them
+                        points = k[:1, text:][:, tracking.match[0]]
+                        keys.append(apply_rotary(points, rope[:, text:])[0])
+                        values.append(v[0, text:][tracking.match[0]])
+                    if background:
+                        keys.append(turned_k[0, text:])
+                        values.append(v[0, text:])
+                    mask = slots_mask(tracking, text, self.characters, foreground=foreground, background=background)
+                    joined = (jnp.concatenate(parts)[None] for parts in (keys, values))
+                    return attention.attention(row[0][None], *joined, mask)[0]
+
+                # One after the other: keys and values of all frames at once would be what takes the most memory.
+                known = tuple(getattr(self.tracking, name) for name in _OF_FRAMES)
+                return jax.lax.map(frame, (turned_q[1:], turned_k[1:], v[1:], known))
 
             frames = jax.lax.switch(state, [lambda kind=kind: shared(*kind) for kind in self.kinds])
             self._measure_points(frames[:, text:], identity[0, text:])
@@ -162,7 +172,3 @@ class PointTracking:
             self.similarity[...] += cosines(joined(frames), joined(identity))
 
         jax.lax.cond(self.measure_points, measure, lambda: None)
-
-
-def _rows(x: Float[Array, "one n h d"], count: int) -> Float[Array, "r n h d"]:
-    return jnp.broadcast_to(x, (count, *x.shape[1:]))
