@@ -23,12 +23,20 @@ class DamagedCheckpoint(StorageError):
     """A checkpoint's files are not those that its manifest lists."""
 
 
-def file_entries(folder: Path, part: tuple[int, int] = (0, 1)) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of every n-th file of a folder from the i-th, part (i, n), which are put on the disk before."""
-    paths = sorted(p for p in folder.rglob("*") if p.is_file())[part[0] :: part[1]]
+def file_entries(
+    folder: Path, part: tuple[int, int] = (0, 1), written: Mapping[str, dict[str, Any]] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of every n-th file of a folder from the i-th, part (i, n), which are put on the disk before.
+
+    Args:
+      written: entries, by name in the folder, of files that were put on the disk and hashed when they were made.
+    """
+    known = written or {}
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and str(p.relative_to(folder)) not in known)
+    paths = paths[part[0] :: part[1]]
     for path in paths:
         sync(path)
-    return {
+    return dict(known) | {
         str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": digest}
         for path, digest in zip(paths, _digests(paths))
     }

@@ -4,6 +4,7 @@ A family is registered by one row for each layout.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from kaleido_jax.models.vision import params as vision
 from kaleido_jax.models.wan import params as wan
 from kaleido_jax.names import lookup
 
+_LORA = re.compile(r"[._]lora[._](A|B|down|up|mid|magnitude_vector)(\.|$)")
 OURS = "kaleido"  # our own parameters under their own names, as model folders and orbax checkpoints hold them
 
 
@@ -322,6 +324,11 @@ def recognise(names: Mapping[str, Any]) -> Format:
         ((row, sum(marker in names for marker in row.markers)) for row in FORMATS), key=lambda pair: pair[1]
     )
     shown = ", ".join(sorted(names)[:5])
+    if any(_LORA.search(name) for name in names):
+        raise InputError(
+            "this is a LoRA, a change of a model's weights and no model: `kaleido generate --lora FILE` adds it, and"
+            f" kaleido_jax.porting.lora reads, merges and writes it; tensors begin with {shown}"
+        )
     if not count:
         raise InputError(f"these are not weights of a family that is known here; tensors begin with {shown}")
     missing = [marker for marker in near.markers if marker not in names]

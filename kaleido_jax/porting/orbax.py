@@ -4,12 +4,15 @@ A large array is cut into `PARTS` pieces, each a file, so that a process reads a
 lie in and no others; with whole arrays for pieces every shard would read all of its array.
 """
 
+import concurrent.futures
 import contextlib
+import hashlib
 import itertools
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +21,17 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from kaleido_jax.errors import InputError
-from kaleido_jax.manifest import DamagedCheckpoint, verify, write_manifest
+from kaleido_jax.manifest import DamagedCheckpoint, file_entries, verify, write_manifest
 from kaleido_jax.porting.formats import OURS, Format, layouts
-from kaleido_jax.porting.safetensors import refused
+from kaleido_jax.porting.safetensors import TensorInfo, refused
 from kaleido_jax.porting.weights import config_beside
+from kaleido_jax.porting.writing import write_all
 
 ARRAYS = "arrays"
-PARTS = 64  # of a large array: orbax cuts its longest axes, a matrix into about 8 by 8
-LEAST_BYTES = 1 << 20  # of a piece
+PARTS = 64  # of a large array, whose longest axes are cut, a matrix into about 8 by 8
+LEAST_BYTES = 4 << 20  # of a piece
 MOST_PARTS = 100_000  # that are looked for
+THREADS = 4
 
 
 def is_orbax(source: Path) -> bool:
@@ -34,16 +39,84 @@ def is_orbax(source: Path) -> bool:
     return (source / ARRAYS).is_dir()
 
 
-def save(folder: Path, arrays: Mapping[str, Any], row: Format, config: Any) -> None:
-    """Write parameters by dotted name, from the host or from devices, into `folder`, which does not exist yet."""
-    # Plain files written one after another: no copy of the arrays, and random bits of weights do not compress.
-    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False, save_concurrent_gb=1)
-    pieces = {name: ocp.SaveArgs(chunk_byte_size=max(LEAST_BYTES, x.nbytes // PARTS)) for name, x in arrays.items()}
-    with _without_words_of_ocdbt(), ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(folder.absolute() / ARRAYS, args=ocp.args.PyTreeSave(dict(arrays), save_args=pieces))
+def save(
+    folder: Path, tensors: Mapping[str, TensorInfo], arrays: Iterable[tuple[str, np.ndarray]], row: Format, config: Any
+) -> None:
+    """Write parameters into `folder`, which does not exist yet.
+
+    orbax itself would have all arrays at once and read every file again for the manifest. Here one array is read while
+    the pieces of the one before are written, each hashed on its way to the disk.
+
+    Args:
+      tensors: dtype and shape by dotted name. arrays: the same names in the same order, on the host.
+    """
+    steps = _outline(folder / ARRAYS, tensors)
+    entries: dict[str, dict[str, Any]] = {}
+    pending: dict[str, concurrent.futures.Future[dict[str, Any]]] = {}
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+        try:
+            for name, array in arrays:
+                entries |= {file: future.result() for file, future in pending.items()}
+                cuts = _cuts(array.shape, steps[name])  # with the ellipsis below a view, of a single number too
+                pending = {
+                    file: pool.submit(_write_piece, folder / file, array[(*cut, ...)])
+                    for file, cut in ((f"{ARRAYS}/{name}/{piece}", cut) for piece, cut in cuts)
+                }
+            entries |= {file: future.result() for file, future in pending.items()}
+        except BaseException:
+            for future in pending.values():
+                future.cancel()
+            raise
     document = layouts(row.family.name)[OURS].config_document(config)
     (folder / "config.json").write_text(json.dumps(document, indent=2) + "\n")
-    write_manifest(folder)
+    write_manifest(folder, file_entries(folder, written=entries))
+
+
+def _outline(folder: Path, tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[int, ...]]:
+    """Have orbax write all but the pieces; gives their shapes.
+
+    It writes one number for each array. What says how large the array is and how it is cut, zarr's own file, is
+    changed.
+    """
+    numbers = {name: np.zeros((1,) * len(info.shape), info.dtype) for name, info in tensors.items()}
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False)
+    with _without_words_of_ocdbt(), ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(folder.absolute(), args=ocp.args.PyTreeSave(numbers))
+    steps = {name: _piece_shape(info) for name, info in tensors.items()}
+    for name, info in tensors.items():
+        described = folder / name / ".zarray"
+        document = json.loads(described.read_text())
+        document |= {"shape": list(info.shape), "chunks": list(steps[name]), "dimension_separator": "."}
+        described.write_text(json.dumps(document))
+    return steps
+
+
+def _piece_shape(info: TensorInfo) -> tuple[int, ...]:
+    """The shape of the pieces of an array: all are equal, as zarr would fill up the last."""
+    steps, limit = list(info.shape), max(LEAST_BYTES, info.nbytes // PARTS)
+    while math.prod(steps) * info.dtype.itemsize > limit:
+        divisible = [axis for axis, step in enumerate(steps) if math.gcd(step, 2 * 3 * 5 * 7) > 1]
+        if not divisible:
+            break
+        longest = max(divisible, key=lambda axis: steps[axis])
+        steps[longest] //= next(prime for prime in (2, 3, 5, 7) if steps[longest] % prime == 0)
+    return tuple(steps)
+
+
+def _cuts(shape: tuple[int, ...], steps: tuple[int, ...]) -> Iterator[tuple[str, tuple[slice, ...]]]:
+    """(its file in zarr's folder of the array, where it lies) of every piece."""
+    for numbers in itertools.product(*(range(size // step) for size, step in zip(shape, steps, strict=True))):
+        where = tuple(slice(number * step, (number + 1) * step) for number, step in zip(numbers, steps))
+        yield ".".join(map(str, numbers)) or "0", where
+
+
+def _write_piece(path: Path, piece: np.ndarray) -> dict[str, Any]:
+    """Write a file of zarr's and put it on the disk; gives its entry in the manifest."""
+    content = memoryview(np.ascontiguousarray(piece).reshape(-1).view(np.uint8))
+    with path.open("wb", buffering=0) as file:
+        write_all(file.fileno(), content)
+        os.fsync(file.fileno())
+    return {"size": content.nbytes, "sha256": hashlib.sha256(content).hexdigest()}
 
 
 @contextlib.contextmanager

@@ -195,7 +195,7 @@ class _Target:
         total = sum(info.nbytes for info in tensors.values())
         job = _Job(parameters, tensors, goal.table(config), self.progress, total)
         if self.to == "orbax":
-            orbax.save(path, job.arrays(), goal, config)
+            orbax.save(path, tensors, job.arrays(), goal, config)
         elif self.destination.suffix == ".safetensors":
             write_file(path, tensors, job.chunks)
         elif self.destination.suffix in torch_files.SUFFIXES:
@@ -241,15 +241,12 @@ class _Job:
             yield chunk
             self._advance(chunk.nbytes)
 
-    def arrays(self) -> dict[str, jax.Array]:
-        """All parameters on the host, as arrays of jax, which orbax writes without copying them."""
-        host, arrays = jax.devices("cpu")[0], {}
+    def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
+        """(name, elements) of every parameter, one after the other, on the host."""
         for name, info in self._tensors.items():
             overflowed = functools.partial(self.overflowed.add, name)
-            array = read(self._parameters, name, dtype=info.dtype, overflowed=overflowed)
-            arrays[name] = jax.device_put(array, host)
+            yield name, read(self._parameters, name, dtype=info.dtype, overflowed=overflowed)
             self._advance(info.nbytes)
-        return arrays
 
     def _advance(self, count: int) -> None:
         self._done += count

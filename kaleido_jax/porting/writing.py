@@ -99,18 +99,19 @@ def write_file(
     """Write one safetensors file. `chunks(name)` gives the tensor's elements in order, in pieces of any size."""
     begin, order = header(tensors, metadata or {"format": "pt"})
     with path.open("wb", buffering=0) as file:
-        _write(file.fileno(), memoryview(begin))
+        write_all(file.fileno(), memoryview(begin))
         for name in order:
             written = 0
             for chunk in chunks(name):
-                _write(file.fileno(), memoryview(np.ascontiguousarray(chunk).reshape(-1).view(np.uint8)))
+                write_all(file.fileno(), memoryview(np.ascontiguousarray(chunk).reshape(-1).view(np.uint8)))
                 written += chunk.nbytes
             if written != tensors[name].nbytes:
                 raise AssertionError(f"{name} was written with {written} bytes instead of {tensors[name].nbytes}")
         os.fsync(file.fileno())
 
 
-def _write(descriptor: int, buffer: memoryview) -> None:
+def write_all(descriptor: int, buffer: memoryview) -> None:
+    """Write all bytes to a file; the system may take them in several goes."""
     while buffer:
         buffer = buffer[os.write(descriptor, buffer) :]
 

@@ -95,6 +95,9 @@ def test_what_is_no_known_family():
         recognise({"x": ()})
     with pytest.raises(InputError, match=r"nearest are umt5 weights of layout wan, but .* is missing"):
         recognise({"token_embedding.weight": ()})
+    for name in ("transformer.blocks.0.attn1.to_q.lora_A.weight", "lora_unet_blocks_0_self_attn_q.lora_down.weight"):
+        with pytest.raises(InputError, match="this is a LoRA, a change of a model's weights and no model"):
+            recognise({name: ()})
 
 
 def test_names_of_layouts():
