@@ -14,6 +14,7 @@ from kaleido_jax.models.family import Family
 from kaleido_jax.models.flux import params as flux
 from kaleido_jax.models.image_vae import params as image_vae
 from kaleido_jax.models.mapping import Entry, Shape, Table
+from kaleido_jax.models.mmdit import params as mmdit
 from kaleido_jax.models.text.clip import params as clip
 from kaleido_jax.models.text.umt5 import params as umt5
 from kaleido_jax.models.vae import params as vae
@@ -194,6 +195,12 @@ FORMATS: tuple[Format, ...] = (
         family=flux.FAMILY,
         layout=OURS,
         markers=("patch_embedding.kernel", "double_blocks.visual.qkv.query.kernel", "single_blocks.mlp.kernel"),
+        weights="transformer",
+    ),
+    OurFormat(
+        family=mmdit.FAMILY,
+        layout=OURS,
+        markers=("patch_embedding.kernel", "blocks.visual.qkv.query.kernel", "last_block.text_qkv.query.kernel"),
         weights="transformer",
     ),
     Format(

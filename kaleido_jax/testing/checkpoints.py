@@ -12,6 +12,7 @@ import safetensors.numpy
 from kaleido_jax.models.flux.config import FluxConfig
 from kaleido_jax.models.image_vae.config import ImageVAEConfig
 from kaleido_jax.models.mapping import torch_shapes
+from kaleido_jax.models.mmdit.config import MMDiTConfig
 from kaleido_jax.models.text.clip.config import CLIPTextConfig
 from kaleido_jax.models.text.umt5.config import UMT5Config
 from kaleido_jax.models.vae.config import VAEConfig
@@ -20,7 +21,8 @@ from kaleido_jax.models.wan.config import WanConfig
 from kaleido_jax.porting.formats import FORMATS, Format, layouts
 from kaleido_jax.porting.torch_files import TorchFile
 
-# One odd configuration of each family in kaleido_jax.porting.formats; its sizes can be told from its shapes.
+# One odd configuration of each family in kaleido_jax.porting.formats; its sizes can be told from its shapes,
+# unless only our own names are known.
 SMALL = {
     "wan": WanConfig(
         dim=256, ffn_dim=52, heads=2, layers=3, in_channels=5, out_channels=4, text_dim=20, freq_dim=32, patch=(1, 2, 3)
@@ -39,6 +41,7 @@ SMALL = {
         pooled_dim=7,
         freq_dim=32,
     ),
+    "lct-mmdit": MMDiTConfig(dim=24, ffn_dim=20, heads=2, layers=3, channels=5, text_dim=9, freq_dim=8),
     "image-vae": dataclasses.replace(ImageVAEConfig.flux(), z_dim=3, channels=(32, 32, 64), num_res_blocks=1),
     "clip-text": CLIPTextConfig(vocab_size=21, positions=9, dim=128, ffn_dim=20, heads=2, layers=3, end_id=20),
     "clip-vision": dataclasses.replace(
