@@ -26,7 +26,7 @@ from kaleido_jax.porting import lora
 from kaleido_jax.training import sheets
 from kaleido_jax.training.clock import COMPILING, DATA, DRAWING, EVALUATING, SAVING, STEPS, Clock
 from kaleido_jax.training.groups import GroupSource, SceneSource, losses_by_shots
-from kaleido_jax.training.metrics import Metrics, Rate, duration, report
+from kaleido_jax.training.metrics import Metrics, Rate, bar, duration, report
 from kaleido_jax.training.run import Run
 from kaleido_jax.training.signals import Signals
 from kaleido_jax.training.sources import CachedSource, Source, stream
@@ -180,7 +180,8 @@ class Training:
         rate = self._rate.steps_per_second
         by_steps = (self.config.steps - self.step) / rate
         left = 60 * self.config.minutes - self.seconds if self.config.minutes else by_steps
-        report(f"step {self.step}: loss {mean:.4f}, {rate:.2f} steps/s, {self.progress:.1%}, {duration(left)} left")
+        done = f"{bar(self.progress)} {self.progress:.1%}"
+        report(f"{done} step {self.step}: loss {mean:.4f}, {rate:.2f} steps/s, {duration(left)} left")
         if waiting > 0.2 and self.step > self.first + 1:
             report(f"waited {waiting:.0%} of the time for data; give data.workers more than {self._workers} processes")
         self._pending.clear()
@@ -253,7 +254,7 @@ class Training:
 
 
 def draw_sheet(run: Run, state: TrainState, heldout: Source, path: Any) -> None:
-    """Write the contact sheet of some held-out samples; their noise changes with the step."""
+    """Write the contact sheet and the video of some held-out samples; their noise changes with the step."""
     batch = sheets.first_samples(heldout, run.experiment.sampling.pictures)
     batch = run.ready(batch, heldout)
     key = jax.random.fold_in(jax.random.key(run.experiment.seed), int(state.step))
@@ -270,6 +271,7 @@ def draw_sheet(run: Run, state: TrainState, heldout: Source, path: Any) -> None:
         counts=np.asarray(batch.reference_counts),
         generated=scene(latents),
         truth=scene(batch.video),
+        frames_per_second=run.experiment.sampling.frames_per_second,
     )
 
 

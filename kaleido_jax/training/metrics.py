@@ -86,6 +86,11 @@ def duration(seconds: float) -> str:
     return f"{seconds // 60} min {seconds % 60:02d} s" if seconds >= 60 else f"{seconds} s"
 
 
+def bar(share: float, width: int = 20) -> str:
+    """A share of 1 as [#####...............]."""
+    return f"[{'#' * round(min(max(share, 0.0), 1.0) * width):.<{width}}]"
+
+
 def report(message: str) -> None:
     """A line on standard error, with the time of day, of the first process alone."""
     if processes.is_first():

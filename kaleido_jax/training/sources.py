@@ -25,7 +25,8 @@ from kaleido_jax.training.groups import GroupSource, SceneSource
 from kaleido_jax.training.pairs import PairSource
 from kaleido_jax.training.state import Batch
 
-PATIENCE = 120.0  # seconds
+# Seconds without a batch that end a run: from the second batch on, and before the first, whose readers start up.
+PATIENCE, STARTING = 30.0, 120.0
 
 
 @dataclass(frozen=True)
@@ -227,39 +228,43 @@ class _InWorker:
 
 
 def stream(source: Source, start: int, stop: int, workers: int) -> Iterator[Batch]:
-    """The batches of steps `start` to `stop`, read ahead in threads, or in `workers` processes if that is above 0."""
+    """The batches of steps `start` to `stop`, read ahead in threads, or in `workers` processes if that is above 0.
+
+    Raises:
+      PeerLost: while batches are taken: a process of the loader died, or there was none for `PATIENCE` seconds.
+    """
     dataset = grain.MapDataset.range(start, stop).map(_InWorker(source, os.getpid()))
     if not workers:
-        return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
+        options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+        return _answering(iter(dataset.to_iter_dataset(options)), "threads")
     if not flags.FLAGS.is_parsed():  # grain's processes read absl flags, which only absl's own main functions parse
         flags.FLAGS.mark_as_parsed()
     options = grain.multiprocessing.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4)
     read = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)).mp_prefetch(options)
-    return _answering(iter(read))
+    return _answering(iter(read), "processes")
 
 
-def _answering(batches: grain.DatasetIterator) -> Iterator[Batch]:
-    """The batches, as long as the processes that read them live and answer.
-
-    Raises:
-      PeerLost: one died, or none answered for `PATIENCE` seconds.
-    """
-    thread = ThreadPoolExecutor(1)
+def _answering(batches: grain.DatasetIterator, readers: str) -> Iterator[Batch]:
+    """The batches, as long as what reads them lives and answers."""
+    thread, limit = ThreadPoolExecutor(1), STARTING
     try:
         while True:
             coming = thread.submit(next, batches, None)
             try:
-                batch = coming.result(PATIENCE)
+                batch = coming.result(limit)
             except TimeoutError:
                 raise PeerLost(
-                    f"the loader's processes have not answered for {PATIENCE:g} s; look at the disk they read from, "
+                    f"the loader's {readers} have given no batch for {limit:g} s; look at the disk they read from, "
                     "and run the same command to continue"
                 ) from None
             except RuntimeError as error:
+                if readers == "threads":
+                    raise
                 reason = printable(str(error).splitlines()[0], 200)
                 raise PeerLost(f"a process of the loader died ({reason}); run the same command to continue") from error
             if batch is None:
                 return
+            limit = PATIENCE
             yield batch
     except GeneratorExit:  # not where a process is dead or hangs: waiting for it is what must not happen
         batches.close()

@@ -5,6 +5,7 @@ import json
 import signal
 from pathlib import Path
 
+import av
 import jax
 import numpy as np
 import pytest
@@ -59,9 +60,13 @@ def final(run):
     return step, state
 
 
-def test_a_run_writes_metrics_checkpoints_pictures_and_a_model(run_in, prepared):
+def test_a_run_writes_metrics_checkpoints_pictures_and_a_model(run_in, prepared, capsys):
     run, code = run_in("whole")
     assert code == ExitCode.DONE
+    told = capsys.readouterr().err
+    assert (
+        "[#############.......] 66.7% step 4: loss " in told and "[####################] 100.0% step 6: loss " in told
+    )
     assert list(losses(run)) == [1, 2, 3, 4, 5, 6]
     assert all(line["loss"] > 0 for line in lines(run))
     for line in lines(run):
@@ -74,7 +79,10 @@ def test_a_run_writes_metrics_checkpoints_pictures_and_a_model(run_in, prepared)
             assert line["samples_per_second"] == pytest.approx(4 * line["steps_per_second"], rel=1e-4)
     heldout = [line for line in lines(run) if "heldout" in line]
     assert [line["step"] for line in heldout] == [6]
-    assert (run.workdir / "samples" / "00000006.png").is_file()
+    samples = run.workdir / "samples"
+    assert sorted(path.name for path in samples.iterdir()) == ["00000006.mp4", "00000006.png"]
+    with av.open(str(samples / "00000006.mp4")) as video:  # two samples of five frames, the truth below
+        assert [(frame.height, frame.width) for frame in video.decode(video=0)] == [(64, 64)] * 5
 
     model = load_bundle(run.workdir / "model")
     assert model.config.transformer == prepared.experiment.transformer

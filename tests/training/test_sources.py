@@ -1,6 +1,7 @@
 """Batches are pure functions of the step; caches are resumable and know what wrote them."""
 
 import dataclasses
+import threading
 import types
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from kaleido_jax.data.latents import LatentCache, subject_share, write_cache
-from kaleido_jax.errors import InputError, StorageError
+from kaleido_jax.errors import InputError, PeerLost, StorageError
 from kaleido_jax.training.sources import CachedSource, choose_references, stream
 
 
@@ -115,6 +116,25 @@ def test_the_stream_starts_and_ends_where_it_is_told(prepared):
     assert len(streamed) == 6
     for step, batch in zip(range(3, 9), streamed):
         equal(batch, source.batch(step))
+
+
+def test_a_loader_that_gives_nothing_ends_the_run_by_name(prepared, monkeypatch):
+    """The disk answers for two batches and then no more."""
+    source, answer = prepared.source("train"), threading.Event()
+
+    def read(self, step, original=CachedSource.batch):
+        if step >= 5:
+            answer.wait(60)
+        return original(self, step)
+
+    monkeypatch.setattr(CachedSource, "batch", read)
+    monkeypatch.setattr("kaleido_jax.training.sources.PATIENCE", 0.2)
+    batches = stream(source, 3, 9, workers=0)
+    for step in (3, 4):
+        equal(next(batches), source.batch(step))
+    with pytest.raises(PeerLost, match=r"the loader's threads have given no batch for 0\.2 s; look at the disk"):
+        next(batches)
+    answer.set()
 
 
 def test_every_subject_keeps_a_reference_and_the_order_stays(prepared):
