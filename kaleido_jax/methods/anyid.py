@@ -46,6 +46,10 @@ class AnyID(Method):
     def pinned(self) -> bool:
         return self.rule == "unidirectional"
 
+    @property
+    def blind_to_text(self) -> bool:
+        return not self.references_read_text
+
     def layout(self, video: Grid, references: Sequence[Grid], *, texts: Sequence[int]) -> TokenLayout:
         self.check_references(len(references))
         slots = [

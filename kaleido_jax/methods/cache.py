@@ -3,8 +3,8 @@
 What a token is depends on its own time, on the text that it reads, and on the tokens that it reads. A reference that is
 pinned in time and does not read the video is therefore the same at every step of the sampler; so is a finished shot
 under a causal mask. Their keys and values are kept, rotated, and only the other tokens run. The outcome is that of the
-same mask without a cache, up to rounding. Two branches of guidance may share what is kept only if both have the same
-references and these read no text; here every branch, a row of the batch, keeps its own.
+same mask without a cache, up to rounding. Branches of guidance, rows of the batch, share what is kept if all have the
+same references and these read no text; else every branch keeps its own.
 
 No published method has such a cache for references: they let references read the video. This is the unidirectional
 variant of AnyID and Kaleido.
@@ -20,6 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from kaleido_jax import attention
+from kaleido_jax.diffusion import guidance
 from kaleido_jax.layout import Grid, TokenLayout, unpatchify
 from kaleido_jax.masks import TokenMask
 from kaleido_jax.methods.method import Condition, Method, Network
@@ -116,9 +117,13 @@ def attend(
     rope: Float[Array, "_ n half"],
     state: Kept,
 ) -> tuple[Float[Array, "b n h d"], KeyValues]:
-    """The hook: reads what is kept, then the tokens' own; gives back the tokens' own keys and values."""
-    own = KeyValues(apply_rotary(k, rope), v)
-    seen = state.whole(k.dtype) + own
+    """The hook: reads what is kept, then the tokens' own; gives back the tokens' own keys and values.
+
+    What is kept has a row for each of q, or one that all share.
+    """
+    own, kept = KeyValues(apply_rotary(k, rope), v), state.whole(k.dtype)
+    rows = lambda x: jnp.broadcast_to(x, (k.shape[0], *x.shape[1:]))
+    seen = KeyValues(rows(kept.keys), rows(kept.values)) + own
     return attention.attention(apply_rotary(q, rope), seen.keys, seen.values, table.self_mask), own
 
 
@@ -195,6 +200,11 @@ def run_part(
         text = jnp.concatenate([text[:, layout.slices("text")[n]] for n in its], axis=1)
     given = {} if image is None else {"image": image}
     return network(mine, its_table, text, layout=some, attend=attend, state=state, **given)
+
+
+def shared(method: Method, branches: Sequence[guidance.Branch]) -> bool:
+    """Whether the branches of guidance can do with one row of kept references, see above."""
+    return method.blind_to_text and all(branch.references == "kept" for branch in branches)
 
 
 def keep_references(

@@ -108,6 +108,10 @@ class Kaleido(Method):
             return False
         return self.reference_time == "zero" and self.rule == "unidirectional" and self.scheme != CHANNELS
 
+    @property
+    def blind_to_text(self) -> bool:
+        return not self.references_read_text
+
     def layout(self, video: Grid, references: Sequence[Grid], *, texts: Sequence[int]) -> TokenLayout:
         slots = () if self.scheme == CHANNELS else references
         return layout(video, slots, text_tokens=one_text(self, texts))

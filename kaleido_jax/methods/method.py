@@ -76,6 +76,11 @@ class Method(abc.ABC):
         return False
 
     @property
+    def blind_to_text(self) -> bool:
+        """Whether references read no prompt, so that one that is pinned is the same for all of them."""
+        return False
+
+    @property
     def needs_mmdit(self) -> bool:
         """Whether the network must read prompts in its sequence, as `models.mmdit` does and Wan does not."""
         return False

@@ -231,7 +231,8 @@ class Pipeline:
         # A cache is of one network, and saves time, nothing else.
         how = settings.reference_cache
         if self.method.pinned and self.config.experts is None and how != "none":
-            keep = functools.partial(keep_references, int8=how == "int8", **fixed)
+            one = cache.shared(self.method, rule.branches)
+            keep = functools.partial(keep_references, int8=how == "int8", shared=one, **fixed)
             key = ("keep_references", len(texts), bucket, how)
             over = None if self.mesh is None else cache.places(self.mesh, self.config.transformer.heads)
             program = self.program("references", key, keep, weights, (condition,), report, over)

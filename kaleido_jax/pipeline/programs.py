@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Mapping, Sequence
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
@@ -77,8 +78,11 @@ def keep_references(
     layout: TokenLayout,
     patch: Grid,
     int8: bool = False,
+    shared: bool = False,
 ) -> cache.Kept:
-    """What of the references is the same at every step, in bytes if `int8`."""
+    """What of the references is the same at every step, in bytes if `int8`; of the first row alone if `shared`."""
+    if shared:
+        condition = jax.tree.map(lambda x: x[:1], condition)
     transformer = merge(graphs["transformer"], weights["transformer"])
     kept = cache.keep_references(method, transformer, condition, layout=layout, patch=patch)
     return cache.Int8KeyValues.of(kept) if int8 else kept

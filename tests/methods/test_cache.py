@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from kaleido_jax.diffusion import guidance
 from kaleido_jax.methods import cache
 from kaleido_jax.methods.anyid import AnyID
 from kaleido_jax.methods.kaleido import Kaleido
@@ -101,6 +102,21 @@ def test_references_that_read_no_text_are_the_same_for_every_prompt(network):
     keep = jax.jit(lambda given: cache.keep_references(method, network, given, layout=layout, patch=PATCH))
     other = dataclasses.replace(given, text=given.text + 1.0)
     np.testing.assert_array_equal(keep(given).keys, keep(other).keys)
+    text, joint = guidance.text_guidance(3.0).branches, guidance.joint_guidance(3.0).branches
+    assert cache.shared(method, text) and not cache.shared(method, joint)
+    assert not cache.shared(dataclasses.replace(method, references_read_text=True), text)
+    # One row of a batch whose references are alike serves all of it (1e-6: the batch's rows are one program).
+    alike = dataclasses.replace(
+        given,
+        references=[jnp.repeat(clip[:1], 2, axis=0) for clip in given.references],
+        reference_frames=jnp.full((2, 1), 2, jnp.int32),
+    )
+    both = keep(alike)
+    x, options = jnp.ones((2, 2, 4, 6, 3)), {"layout": layout, "patch": PATCH}
+    fast = lambda kept: cache.velocity(method, network, x, jnp.full((2, 1), 0.5), alike, kept, **options)
+    shared = jax.tree.map(lambda leaf: leaf[:, :1], both)
+    assert 2 * cache.size_of(shared) == cache.size_of(both)
+    np.testing.assert_allclose(jax.jit(fast)(shared), jax.jit(fast)(both), rtol=1e-6, atol=1e-6)
 
 
 def test_a_step_with_five_clips_costs_a_sixth(network):

@@ -71,6 +71,21 @@ def test_both_are_targets_and_lambda_is_the_share_of_frames():
     np.testing.assert_allclose(made.loss_weights, [[0.0, 1.0]])
 
 
+def test_several_references_are_painted_again_each_by_its_own():
+    """Our extension: each stands one frame after the other and weighs lambda; what is absent neither."""
+    layout, given = METHOD.layout(VIDEO, [PICTURE] * 2, texts=(TEXT,)), condition(batch=2)
+    frames = jnp.asarray([[1, 1], [1, 0]], jnp.int32)
+    given = dataclasses.replace(given, reference_frames=frames, subjects=jnp.asarray([[0, 1]] * 2, jnp.int32))
+    made = METHOD.table(layout, jnp.full((2, 1), 0.7), given)
+    np.testing.assert_allclose(made.loss_weights, [[0.5, 0.5, 1.0], [0.5, 0.0, 1.0]])
+    places = np.asarray(made.positions)[:, ::6, 0]
+    assert places[0].tolist() == [0, 1, 6, 7] and places[1, [0, 2, 3]].tolist() == [0, 5, 6]
+    sees = np.asarray(made.self_mask.dense())
+    # References read each other, never the video, which reads those that are there.
+    assert sees[0, :12, :12].all() and not sees[0, :12, 12:].any() and sees[0, 12:].all()
+    assert not sees[1, 12:, 6:12].any() and sees[1, 12:, :6].all()
+
+
 def test_the_reference_never_sees_the_video(network):
     """Not in self-attention, nor in Emphasize-Attention, nor over several layers: no bit changes."""
     run = jax.jit(lambda x, t, given: answer(network, x, t, given))

@@ -60,6 +60,18 @@ def test_kept_references_give_the_same_video():
     assert np.abs(pipeline(**request).video.astype(int) - kept).max() <= 2
 
 
+def test_branches_share_references_that_read_no_text():
+    """Text alone is guided, so both branches have the same references: half of what is kept. Two bytes, as above."""
+    options = ("rule=unidirectional", "reference_time=zero", "references_read_text=False")
+    pipeline = Pipeline(tiny_bundle(dataclasses.replace(TINY_CONFIG, options=options)))
+    told, request = [], {"references": [picture(0)], "prompt": PROMPT, "guidance": 3.0}
+    kept = pipeline(**request, progress=lambda what, done, total: told.append(what)).video
+    # 2 layers, 3 slots of 2 x 3 tokens, keys and values of 32 float32 numbers.
+    assert f"keeping {2 * 18 * 2 * 32 * 4 / 1e9:.3g} GB of the references" in told
+    anew = pipeline(**request, reference_cache="none").video.astype(int)
+    assert np.abs(anew - kept).max() <= 2
+
+
 def test_contextanyone_returns_the_reference_as_it_paints_it(tmp_path):
     transformer = dataclasses.replace(TINY_CONFIG.transformer, image_dim=16, emphasis=True)
     config = dataclasses.replace(TINY_CONFIG, method="contextanyone", scheme="gap", transformer=transformer)
