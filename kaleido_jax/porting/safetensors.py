@@ -169,7 +169,8 @@ def parse(read: Any, size: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         raise InvalidHeader([f"has {size} bytes, too few for a safetensors file"])
     length = int.from_bytes(begin[:8], "little")
     if length > HEADER_BYTES:
-        raise InvalidHeader([f"says that its header has {length} bytes; at most {HEADER_BYTES} are read"])
+        said = f"says that its header has {length} bytes; at most {HEADER_BYTES} are read"
+        raise InvalidHeader([said + (": it is no safetensors file" if 8 + length > size else "")])
     if 8 + length > size:
         raise InvalidHeader([f"has {size} bytes, fewer than its header of {length}: it is truncated"])
     text = bytes(read(length, 8))
