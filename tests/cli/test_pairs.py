@@ -23,6 +23,7 @@ def test_selecting(kaleido, pairs):
         append(pairs, VOTES, Vote(pair="0", track=track, choice="b", by="anna"))
     code, out, err = kaleido("pairs", "select", pairs)
     assert code == 0 and out == f"{pairs / 'preferences.jsonl'}\n" and "1 of 1 pairs" in err
+    assert "(the paper trains on 1000)" in err
     assert json.loads((pairs / "preferences.jsonl").read_text())["chosen"] == "b"
 
 

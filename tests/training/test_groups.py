@@ -1,6 +1,7 @@
 """Methods that train on groups of clips: what a batch holds, and that a short run learns and draws."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,11 @@ import pytest
 from kaleido_jax.errors import UsageError
 from kaleido_jax.methods.method import EMPTY_BYTE
 from kaleido_jax.training.groups import losses_by_shots
-from kaleido_jax.training.loop import draw_sheet
+from kaleido_jax.training.loop import Training, draw_sheet
+from kaleido_jax.training.metrics import Metrics
 from kaleido_jax.training.miniature import prepare
+from kaleido_jax.training.signals import Signals
+from kaleido_jax.training.step import EVALUATION_TIMES
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +104,19 @@ def test_scenes_are_learned_and_drawn(experiment, tmp_path):
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:3])
     draw_sheet(run, run.initial, run.source("heldout"), tmp_path / "sheet.png")
     assert (tmp_path / "sheet.png").stat().st_size > 1000
+
+
+def test_single_shots_are_reported_before_the_first_step(experiment, tmp_path, monkeypatch):
+    """A run that is stopped before anything is trained has written down how good the base model's were."""
+    data = dataclasses.replace(experiment.data, source="world", shots=2, single_shots=0.5)
+    run = prepare(dataclasses.replace(experiment, method="lct", data=data), tmp_path)
+    monkeypatch.setattr(run, "ready", lambda batch, source: batch)
+    monkeypatch.setattr(run.programs, "evaluate", lambda weights, batch: np.ones((4, len(EVALUATION_TIMES))))
+    monkeypatch.setattr(Signals, "stop_at", lambda self, step: True)
+    with Metrics(tmp_path / "metrics.jsonl") as metrics:
+        assert Training(run, run.initial, 0.0, metrics).go(Signals())
+    line = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert line["step"] == 0 and line["heldout_single_shot_loss"] == line["heldout_scene_loss"] == 1.0
 
 
 def test_single_shots_are_reported_beside_scenes():
