@@ -1,7 +1,9 @@
 """The miniature: Kaleido's conditioning on the procedural world, sized for two CPU cores.
 
-    kaleido train configs/miniature.py --workdir runs/miniature
+    kaleido train configs/miniature_pictures.py --workdir runs/pictures --export runs/pictures/model
+    kaleido train configs/miniature.py --workdir runs/miniature start_from=runs/pictures/model
 
+(The first line when that run is over; it is the first stage, and can be left out at a price that its docstring gives.)
 Nine latent frames of 12 x 12, three by three to a token, make 144 video tokens, and 16 more for each of up to three
 references. The first start encodes `data.samples` samples with the frozen VAE; with a GPU, skip that and compute in
 bfloat16:
@@ -14,13 +16,19 @@ with four frames a latent and no emphasis of subjects, then 14 minutes from ther
 
     python tools/turn_latents.py runs/vae runs/vae-turned
 
-The rest in several runs, since each taught something that changed the next: 4,500 steps that predicted the velocity, at
-3e-3, and in which the text path died; 1,358 more with the text encoder, text embedding, keys and values of another
-network of 2,388 steps, at 2e-3; and from there, with the head's sign turned, 2,800 that predict the clean latent:
+The rest in several runs, since each taught something that changed the next. About 9,800 steps of earlier versions on
+videos (first one that predicted the velocity, in which the text path died; then, with the text path of another network,
+one that predicts the clean latent; then Muon instead of AdamW) made the right scenes, and subjects that were patches of
+their references' colours. Then, from there, 762 steps on pictures (configs/miniature_pictures.py, whose docstring says
+what they did), and 2,900 on videos:
 
-    kaleido train configs/miniature.py --workdir runs/miniature vae=runs/vae-turned start_from=runs/before/model \
-        data.samples=5120 train.keep=everything train.steps=2800
-    kaleido train configs/miniature.py --workdir runs/miniature vae=runs/vae-turned --export model --dtype int8
+    kaleido train configs/miniature_pictures.py --workdir runs/pictures vae=runs/vae-turned start_from=runs/before/model
+    kaleido train configs/miniature_pictures.py --workdir runs/pictures vae=runs/vae-turned \
+        start_from=runs/before/model --export runs/pictures/model
+    kaleido train configs/miniature.py --workdir runs/miniature vae=runs/vae-turned start_from=runs/pictures/model \
+        data.samples=5888 train.keep=everything train.steps=2900
+    kaleido train configs/miniature.py --workdir runs/miniature vae=runs/vae-turned start_from=runs/pictures/model \
+        data.samples=5888 train.keep=everything train.steps=2900 --export model --dtype int8
 """
 
 from kaleido_jax.models.text import UMT5Config
@@ -42,8 +50,8 @@ def config() -> Experiment:
         transformer=WanConfig.miniature(),
         text=UMT5Config.miniature(vocab_size=512),
         data=DataConfig(samples=8192, heldout=64),
-        flow=FlowConfig(std=1.2, shift=6.0, subject_emphasis=4.0),
-        optimizer=OptimizerConfig(learning_rate=2e-3, text_rate=0.2, warmup_steps=100, ema_decay=0.998),
+        flow=FlowConfig(std=1.2, shift=6.0, subject_emphasis=8.0),
+        optimizer=OptimizerConfig(kind="muon", learning_rate=2e-3, text_rate=0.2, warmup_steps=100, ema_decay=0.998),
         train=TrainConfig(steps=20_000, batch=16, log_every=20, evaluate_every=1000, sample_every=500),
         checkpoint=CheckpointConfig(every=250),
         sampling=SamplingConfig(steps=30, guidance=2.0, shift=6.0),
