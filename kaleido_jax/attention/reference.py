@@ -92,6 +92,11 @@ def _dot(pattern: str, x: Array, y: Array) -> Array:
     return jnp.einsum(pattern, x, y, precision=precision, preferred_element_type=jnp.float32)
 
 
+def _once(x: Float[Array, "*rows"]) -> Float[Array, "*rows"]:
+    """x, which XLA then keeps: it would rather make it again for each of those that read it."""
+    return jax.lax.optimization_barrier(x)
+
+
 def _exp2(x: Float[Array, "*rows"]) -> Float[Array, "*rows"]:
     """2^x in float32, exactly 0 below -127; for x below 127.
 
@@ -129,28 +134,40 @@ def _finite(row: Float[Array, " n"]) -> Float[Array, " n"]:
     return jnp.where(row <= NOTHING / 2, 0.0, row)
 
 
-def _forward_block(q: Float[Array, "n d"], queries: _Rows, k, v, keys: _Rows, scale: float):
-    """One block of queries over all blocks of keys: k, v [blocks, m, d] -> out [n, d], lse [n].
+def _scaled(q: Array, scale: float) -> tuple[Array, float]:
+    """Queries whose products with keys are exponents of two, once multiplied by the number beside them.
 
-    The maximum is that of the unscaled scores: scaling is left to the pass that takes the exponential.
+    In float32 that number is 1, which saves a pass over the scores; queries of 16 bits would lose digits.
     """
+    scale = scale * _LOG2_E
+    return (q * scale, 1.0) if q.dtype == jnp.float32 else (q, scale)
+
+
+def _forward_block(q: Float[Array, "n d"], queries: _Rows, k, v, keys: _Rows, scale: float):
+    """One block of queries over all blocks of keys: k, v [blocks, m, d] -> out [n, d], lse [n]."""
+    dtype = q.dtype
+    q, factor = _scaled(q, scale)
 
     def body(carry, block):
-        highest, total, out = carry
         k, v, keys = block
         scores = _hide(_dot("nd,md->nm", q, k), _visible(queries, keys))
-        new = jnp.maximum(highest, scores.max(1))
-        p = _exp2((scores - _finite(new)[:, None]) * (scale * _LOG2_E))
-        decay = jnp.exp((highest - new) * scale)
-        out = out * decay[:, None] + _dot("nm,md->nd", p.astype(v.dtype), v)
-        return (new, total * decay + p.sum(1), out), None
+        highest = scores.max(1) if carry is None else jnp.maximum(carry[0], scores.max(1))
+        p = _once(_exp2((scores - _finite(highest)[:, None]) * factor))
+        total, out = p.sum(1), _dot("nm,md->nd", p.astype(v.dtype), v)
+        if carry is not None:
+            decay = jnp.exp2((carry[0] - highest) * factor)
+            total, out = total + carry[1] * decay, out + carry[2] * decay[:, None]
+        return (highest, total, out), None
 
-    start = (jnp.full(q.shape[0], NOTHING), jnp.zeros(q.shape[0]), jnp.zeros(q.shape))
-    start = jax.tree.map(lambda x: x.astype(jnp.float32), start)
+    start = None
+    if k.shape[0] > 1:
+        start = (jnp.full(q.shape[0], NOTHING), jnp.zeros(q.shape[0]), jnp.zeros(q.shape))
+        start = jax.tree.map(lambda x: x.astype(jnp.float32), start)
     (highest, total, out), _ = _scan(body, start, (k, v, keys))
     nothing = total == 0.0
-    out = out / jnp.where(nothing, 1.0, total)[:, None]
-    return out.astype(q.dtype), jnp.where(nothing, NOTHING, highest * scale + jnp.log(jnp.where(nothing, 1.0, total)))
+    total = jnp.where(nothing, 1.0, total)
+    lse = jnp.where(nothing, NOTHING, highest * (factor / _LOG2_E) + jnp.log(total))
+    return (out / total[:, None]).astype(dtype), lse
 
 
 def _backward_block(q: Float[Array, "n d"], queries: _Rows, d_out, lse, delta, k, v, keys: _Rows, dk, dv, scale: float):
@@ -159,13 +176,14 @@ def _backward_block(q: Float[Array, "n d"], queries: _Rows, d_out, lse, delta, k
     Scores stand transposed here, keys x queries: four of the five products then contract adjacent axes, the fifth gives
     the queries' gradient transposed, and XLA's CPU products run at full speed (a transposed left side halves it).
     """
-    lse = _finite(lse)
+    scaled, factor = _scaled(q, scale)
+    lse = _finite(lse) * _LOG2_E
 
     def body(dq, block):
         k, v, keys, dk, dv = block
         visible = _visible(queries, keys)
-        scores = _hide(_dot("md,nd->mn", k, q), None if visible is None else visible.T)
-        p = jnp.exp(scores * scale - lse[None])  # not _exp2, which XLA would make twice rather than keep
+        scores = _hide(_dot("md,nd->mn", k, scaled), None if visible is None else visible.T)
+        p = _once(_exp2(scores * factor - lse[None]))
         ds = (p * (_dot("md,nd->mn", v, d_out) - delta[None])).astype(q.dtype)
         dv = dv + _dot("mn,nd->md", p.astype(q.dtype), d_out)
         dk = dk + _dot("mn,nd->md", ds, q)
@@ -213,10 +231,12 @@ def _over_lanes(layout: _Layout, function, rows: tuple[_Rows, _Rows], lanes: tup
         row, *arrays = args
         return function(*jax.tree.map(lambda x: x[row if x.shape[0] > 1 else 0], rows), *arrays)
 
-    if layout.lanes == batch * groups:
+    if layout.lanes == 1:
+        _, out = _scan(lambda _, args: (None, lane(args)), None, (row, *lanes))
+    elif layout.lanes == batch * groups:
         out = jax.vmap(lane)((row, *lanes))
     else:
-        out = jax.lax.map(lane, (row, *lanes), batch_size=layout.lanes if layout.lanes > 1 else None)
+        out = jax.lax.map(lane, (row, *lanes), batch_size=layout.lanes)
     return jax.tree.map(lambda x: x.reshape((batch, groups) + x.shape[1:]), out)
 
 
