@@ -1,12 +1,12 @@
 """What curation with classical models finds on the procedural world, where the truth is known, and how fast it is.
 
     python tools/bench_curation.py --clips 120
-    python tools/bench_curation.py --clips 400 --speed --rounds 3
+    python tools/bench_curation.py --clips 400 --speed --rounds 3 --out docs/bench --machine "a quiet machine"
 
 Needs the extras `curation` and `data`. The first prints segmentation, grounding, categories and the check of the cross
 pairs; `--speed` prints clips a second of every stage, what Beam costs and a second process gains over a plain loop, and
 how much memory each run took. Runs of a round follow each other, so that their ratios hold on a machine that is busy
-with other work too. `--json FILE` writes everything that is printed as numbers.
+with other work too; processor time tells more there than the clock. `--out FOLDER` writes the numbers as JSON.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -189,15 +191,19 @@ def one_run(folder: Path, name: str, output: Path) -> None:
     print(json.dumps([clock, busy, max(own.ru_maxrss, others.ru_maxrss) / 1024]))
 
 
+def run_alone(folder: Path, name: str, output: Path) -> list[float]:
+    """`one_run` in a process of its own: (seconds by the clock, of all processors, MiB)."""
+    command = [sys.executable, __file__, "--one", name, "--videos", str(folder), "--output", str(output)]
+    answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return json.loads(answer.strip().splitlines()[-1])
+
+
 def print_runs(folder: Path, clips: int, work: Path, rounds: int) -> dict[str, object]:
-    """Whole runs, each in a process of its own: what Beam costs and a second worker gains, by the rounds' medians."""
+    """Whole runs: what Beam costs and a second worker gains, by the rounds' medians; the memory of a short one."""
     seen: dict[str, list[list[float]]] = {name: [] for name in RUNS}
     for number in range(rounds):
         for name in RUNS:
-            command = [sys.executable, __file__, "--one", name, "--videos", str(folder)]
-            command += ["--output", str(work / f"{number}-{name}")]
-            answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            seen[name].append(json.loads(answer.strip().splitlines()[-1]))
+            seen[name].append(run_alone(folder, name, work / f"{number}-{name}"))
     for name, values in seen.items():
         clock, busy, memory = (statistics.median(column) for column in zip(*values))
         print(f"{name}: {clips / clock:.2f} clips/s, {clips / busy:.2f} a core-second, {memory:.0f} MiB", flush=True)
@@ -206,9 +212,17 @@ def print_runs(folder: Path, clips: int, work: Path, rounds: int) -> dict[str, o
         "beam_by_clock": ratio("Beam, 1 worker", "plain loop", 0),
         "beam_by_processor_time": ratio("Beam, 1 worker", "plain loop", 1),
         "second_worker": ratio("Beam, 1 worker", "Beam, 2 workers", 0),
+        # What a second core of its own gives at most: the work of both processes, less what they add to it.
+        "second_worker_by_processor_time": 2 * ratio("Beam, 1 worker", "Beam, 2 workers", 1),
     }
     print(json.dumps(ratios))
-    return {"seconds_clock_processor_and_mib": seen, "ratios": ratios}
+    few = work / "few"
+    few.mkdir()
+    for path in sorted(folder.iterdir())[: 2 * (clips // 4)]:  # a video and its caption each
+        shutil.copy(path, few)
+    quarter = run_alone(few, "plain loop", work / "few-out")[2]
+    print(f"plain loop over {clips // 4} clips: {quarter:.0f} MiB")
+    return {"rounds": rounds, "seconds_clock_processor_and_mib": seen, "ratios": ratios, "quarter_mib": quarter}
 
 
 def main() -> None:
@@ -217,7 +231,8 @@ def main() -> None:
     parser.add_argument("--cross", type=float, default=0.4, help="the share of cross pairs")
     parser.add_argument("--speed", action="store_true", help="measure time instead")
     parser.add_argument("--rounds", type=int, default=3, help="of whole runs, with --speed; 0 leaves them out")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
+    parser.add_argument("--out", type=Path, help="write the numbers into this folder")
+    parser.add_argument("--machine", default="", help="what machine this is and what else it does, for the JSON")
     for name in ("--one", "--videos", "--output"):
         parser.add_argument(name, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -226,7 +241,8 @@ def main() -> None:
         return
     config = configuration.load(CONFIG)
     config = replace(config, pairs=replace(config.pairs, cross=options.cross))
-    numbers: dict[str, object] = {"clips": options.clips, "cores": os.cpu_count(), "load": os.getloadavg()[0]}
+    numbers: dict[str, object] = {"clips": options.clips, "load": os.getloadavg()[0]}
+    numbers |= {name: metadata.version(name) for name in ("apache-beam", "opencv-python-headless", "av")}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "videos")
         write_world(folder, options.clips)
@@ -237,8 +253,12 @@ def main() -> None:
         else:
             numbers |= print_quality(folder, config, options.clips)
             numbers |= print_pairs(folder, config, Path(temporary, "out"))
-    if options.json:
-        options.json.write_text(json.dumps(numbers, indent=1) + "\n")
+    if options.out:
+        # Not above: it imports jax, whose memory is not curation's.
+        from kaleido_jax.testing.benchmark import save_report
+
+        kind = "curation-speed" if options.speed else "curation-quality"
+        print(save_report(options.out, kind, options.machine, numbers))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from kaleido_jax.curation import pictures
 from kaleido_jax.data.loader import stored_source
 from kaleido_jax.data.records import Record
 from kaleido_jax.data.world import MAX_REFERENCES, MAX_SUBJECTS
-from kaleido_jax.errors import StorageError
+from kaleido_jax.errors import InputError, StorageError
 from kaleido_jax.media.references import fit_on_white
 from kaleido_jax.media.storage import written_whole
 
@@ -140,6 +140,7 @@ class CuratedSource:
     """
 
     def __init__(self, folder: str | Path, split: str = "pretrain", *, frames: int, height: int, width: int):
+        self._folder, self._split = Path(folder), split
         self._source = stored_source(folder, split)
         self._frames, self._height, self._width = frames, height, width
 
@@ -147,8 +148,18 @@ class CuratedSource:
         return len(self._source)
 
     def weights(self) -> np.ndarray:
-        """How often to draw each sample, float32 [samples]."""
-        return np.array([self._source[number]["weight"] for number in range(len(self))], np.float32)
+        """How often to draw each sample, float32 [samples]: read from the audit table, so that no video is read."""
+        import pyarrow.parquet as pq
+
+        found: list[float] = []
+        for path in sorted(self._folder.glob("audit-*.parquet")):  # one a shard, whose samples are in the order of ids
+            rows = pq.read_table(path, columns=["clip", "kept", "tier", "weight"]).to_pylist()
+            tiers = ("sft",) if self._split == "sft" else SPLITS
+            shard = {row["clip"]: row["weight"] for row in rows if row["kept"] and row["tier"] in tiers}
+            found += [shard[clip] for clip in sorted(shard)]
+        if len(found) != len(self):
+            raise StorageError(f"{self._folder}: the audit table has {len(found)} samples and the shards {len(self)}.")
+        return np.array(found, np.float32)
 
     def __getitem__(self, index: SupportsIndex) -> Record:
         stored = self._source[int(index)]
@@ -181,6 +192,30 @@ class CuratedSource:
             "scene": np.array(-1, np.int32),
             "identities": np.full(MAX_SUBJECTS, -1, np.int64),
         }
+
+
+class Balanced:
+    """A source whose samples come as often as their weights say, for `data.loader.batches`: random access.
+
+    An epoch has every sample v times, rounded up or down, where v is its weight over the smallest one; so each is seen,
+    and what is rare more often. Which are rounded up, the order decides (systematic sampling).
+
+    Args:
+        source: a random-access source.
+        weights: [samples], all above 0; those of a `CuratedSource` by default.
+    """
+
+    def __init__(self, source: Any, weights: np.ndarray | None = None):
+        values = np.asarray(source.weights() if weights is None else weights, np.float64)
+        if values.shape != (len(source),) or not (values > 0).all():
+            raise InputError(f"weights has the shape {values.shape}; it must hold {len(source)} numbers above 0.")
+        self._source, self._edges = source, np.cumsum(values / values.min())
+
+    def __len__(self) -> int:
+        return int(np.ceil(self._edges[-1] - 0.5))
+
+    def __getitem__(self, index: SupportsIndex) -> Any:
+        return self._source[int(np.searchsorted(self._edges, int(index) + 0.5, side="right"))]
 
 
 def decoded(content: bytes) -> list[np.ndarray]:

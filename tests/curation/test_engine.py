@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kaleido_jax.curation.dataset import CuratedSource
+from kaleido_jax.curation import writers
+from kaleido_jax.curation.dataset import SPLITS, Balanced, CuratedSource
 from kaleido_jax.curation.engine import Runner, curate
+from kaleido_jax.curation.settings import Tier
 from kaleido_jax.data.loader import batches
 from kaleido_jax.errors import InputError, StorageError
 from tests.curation.scenery import FRAMES, SIZE, colourful, tiny, write_balls
@@ -60,6 +62,7 @@ def test_cross_pairs_never_show_a_scene_of_their_own_source(curated):
 def test_records_of_training(curated):
     source = CuratedSource(curated / "out" / "dataset", frames=FRAMES, height=SIZE, width=SIZE)
     assert len(source) == COUNT and source.weights() == pytest.approx(np.ones(COUNT))
+    assert len(Balanced(source)) == COUNT  # of one category: each once
     batch = batches(source, COUNT, repeat=False)[0]
     assert batch["video"].shape == (COUNT, FRAMES, SIZE, SIZE, 3)
     assert (batch["reference_count"] >= 1).all() and (batch["reference_subjects"][:, 0] == 1).all()
@@ -70,6 +73,31 @@ def test_records_of_training(curated):
         assert (seen & truth).sum() / (seen | truth).sum() > 0.9
         assert colourful(references[0]).mean() > 0.05  # the ball is in its reference
     assert "tensorflow" not in sys.modules
+
+
+def test_weights_are_those_of_the_samples(curated, tmp_path):
+    """In the order of the shards, of both splits, where categories differ in number and one clip is not strict."""
+    shutil.copytree(curated / "in", tmp_path / "in")
+    for number in (3, 4, 5):
+        (tmp_path / "in" / f"{number:02d}.txt").write_text("A striped balloon rolls along.")
+    config = tiny(tier=Tier(brightness=(100.0, 215.0)))
+    curate(config, tmp_path / "in", tmp_path / "out", None)
+    lengths = []
+    for split in SPLITS:
+        source = CuratedSource(tmp_path / "out" / "dataset", split, frames=FRAMES, height=SIZE, width=SIZE)
+        stored = [float(sample["weight"]) for sample in writers.samples(tmp_path / "out" / "dataset", split)]
+        np.testing.assert_array_equal(source.weights(), np.float32(stored))
+        lengths.append(len(stored))
+    assert lengths[0] == COUNT and 0 < lengths[1] < COUNT and len(set(stored)) == 2
+
+
+def test_rare_samples_come_more_often():
+    weights = np.array([0.5, 0.5, 1.25, 3.0, 0.5])
+    balanced = Balanced("abcde", weights)
+    drawn = Counter(balanced[number] for number in range(len(balanced)))
+    assert drawn["a"] == drawn["b"] == drawn["e"] == 1 and drawn["c"] in (2, 3) and drawn["d"] == 6
+    with pytest.raises(InputError, match="5 numbers above 0"):
+        Balanced("abcde", weights[:4])
 
 
 def test_running_again_changes_nothing(curated, tmp_path):
@@ -91,30 +119,52 @@ def test_new_files_are_added(curated, tmp_path):
     assert Counter(row["kept"] for row in audit(tmp_path / "out")) == {True: COUNT + 1, False: 1}
 
 
-def test_killed_at_any_moment_it_goes_on_to_the_same_content(curated, tmp_path):
+def started(folder: Path, output: Path) -> subprocess.Popen:
+    """A process that curates `folder` by the plain loop; it has said "begun" when its libraries were loaded."""
     program = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
         "from pathlib import Path\nfrom tests.curation.scenery import tiny\n"
-        "from kaleido_jax.curation.engine import curate\n"
-        f"curate(tiny(), Path({str(curated / 'in')!r}), Path({str(tmp_path)!r}), None)\n"
+        "from kaleido_jax.curation.engine import curate\nprint('begun', flush=True)\n"
+        f"curate(tiny(), Path({str(folder)!r}), Path({str(output)!r}), None)\n"
     )
+    run = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=os.getcwd())
+    assert run.stdout.readline() == b"begun\n"
+    return run
+
+
+def test_killed_at_any_stage_it_goes_on_to_the_same_content(curated, tmp_path):
     files = lambda: sum(path.is_file() for path in tmp_path.rglob("*"))
-    # Files that are there when the run is killed: in slicing, in stages, in shards; CURATION_KILLS asks for more kills.
-    kills = int(os.environ.get("CURATION_KILLS", "3"))
-    moments = [4, 15, 22] if kills == 3 else sorted(random.Random(0).randint(1, 26) for _ in range(kills))
-    for moment in moments:
-        with subprocess.Popen(
-            [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=os.getcwd()
-        ) as run:
+    for moment in (4, 15, 22):  # files that are there when the run is killed: in slicing, in stages, in shards
+        with started(curated / "in", tmp_path) as run:
             deadline = time.monotonic() + 120
             while run.poll() is None and files() < moment and time.monotonic() < deadline:
                 time.sleep(0.002)
-            time.sleep(0.0 if kills == 3 else random.Random(moment).random() / 10)
-            run.send_signal(signal.SIGKILL)
-            run.wait()
+            run.kill()
     curate(tiny(), curated / "in", tmp_path, None)
     assert content(tmp_path) == content(curated / "out")
     assert not list(tmp_path.rglob(".*.partial*"))
+
+
+def test_killed_at_random_moments_it_goes_on_to_the_same_content(curated, tmp_path):
+    """CURATION_KILLS: so many kills, each at any time of a run; one that ends before has to be right, and is redone."""
+    draw, killed, ended = random.Random(0), 0, [0]
+    with started(curated / "in", tmp_path / "out") as run:
+        begun = time.monotonic()
+        assert run.wait(300) == 0
+    usual = time.monotonic() - begun
+    while killed < int(os.environ.get("CURATION_KILLS", "1")):
+        if ended[-1] == 0:
+            assert content(tmp_path / "out") == content(curated / "out")
+            shutil.rmtree(tmp_path / "out")
+        with started(curated / "in", tmp_path / "out") as run:
+            time.sleep(usual * draw.random())
+            run.kill()
+            ended.append(run.wait(60))
+        assert ended[-1] in (0, -signal.SIGKILL)
+        killed += ended[-1] != 0
+    print(f"{killed} kills, {ended[1:].count(0)} runs that ended before, {usual:.1f} s a run")
+    curate(tiny(), curated / "in", tmp_path / "out", None)
+    assert content(tmp_path / "out") == content(curated / "out")
 
 
 @pytest.mark.filterwarnings("ignore")  # Beam's own

@@ -107,10 +107,6 @@ def test_yunet_by_opencv_classical(tmp_path):
     (other,) = YuNet(path=str(path), side=64).load().find([large])[0]
     assert other.box == pytest.approx(tuple(2 * side for side in face.box), abs=0.02)
     assert (other.yaw, other.pitch) == pytest.approx((face.yaw, face.pitch), abs=0.01)
-
-
-def test_weights_that_are_none(tmp_path):
-    pytest.importorskip("cv2")
     with pytest.raises(InputError, match="there is no such file"):
         YuNet(path=str(tmp_path / "none.onnx")).load()
     (tmp_path / "text.onnx").write_text("no network")
