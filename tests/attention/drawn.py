@@ -5,6 +5,10 @@ from hypothesis import strategies as st
 
 from kaleido_jax.layout import Segment, TokenLayout
 from kaleido_jax.masks import RULES, TokenMask, visibility
+from tests.attention.dense import assert_close, dense_attention, problem
+
+# Relative L2 errors: sums in another order; probabilities rounded to 8 bits for the second product.
+TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
 
 # What is drawn are plain values. The mask is made of them in the test, since checks of signatures use random numbers,
 # which hypothesis wants to know of while it draws.
@@ -46,3 +50,11 @@ def drawn_mask(drawn, *, batch, queries, keys):
         q_sample=rows(mask.q_sample, np.int32),
         k_sample=rows(mask.k_sample, np.int32),
     )
+
+
+def assert_exact(run, drawn, dtype, sizes):
+    """That `run` of q, k, v, the cotangents and the mask drawn is dense attention in float64, with its gradients."""
+    mask = drawn_mask(drawn, batch=2, queries=sizes["queries"], keys=sizes["keys"])
+    inputs, cotangents = problem(0, dtype=dtype, **sizes)
+    results = run(inputs, cotangents, mask, scale=0.1)
+    assert_close(results, dense_attention(inputs, cotangents, mask, 0.1), TOLERANCE[dtype])

@@ -19,7 +19,7 @@ from kaleido_jax.attention.pallas_tpu import BlockSizes
 from kaleido_jax.attention.reference import Visibility
 from kaleido_jax.masks import TokenMask
 from tests.attention.dense import assert_close, dense_attention, problem, random_mask, visibility_of
-from tests.attention.drawn import DRAWN, drawn_mask
+from tests.attention.drawn import DRAWN, assert_exact
 
 SMALL = BlockSizes(128, 128)
 
@@ -62,12 +62,7 @@ SIZES = {
 @settings(deadline=None, max_examples=8)
 @given(drawn=DRAWN, dtype=st.sampled_from(sorted(SIZES)))
 def test_any_layout_and_mask(drawn, dtype):
-    sizes = SIZES[dtype]
-    mask = drawn_mask(drawn, batch=2, queries=sizes["queries"], keys=sizes["keys"])
-    inputs, cotangents = problem(0, dtype=dtype, **sizes)
-    results = run(inputs, cotangents, mask, scale=0.1)
-    tolerance = 1e-5 if dtype == "float32" else 1e-2
-    assert_close(results, dense_attention(inputs, cotangents, mask, 0.1), tolerance)
+    assert_exact(run, drawn, dtype, SIZES[dtype])
 
 
 def test_transfers_do_not_race():
