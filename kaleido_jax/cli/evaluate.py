@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metric", action="append", default=[], metavar="NAME", help="one score, beside the suites'")
     parser.add_argument(
         "--encoder", action="append", default=[], metavar="ROLE=PATH",
-        help="weights for clip, dino, vbench-dino, clip-l14, viclip, arcface or curricularface; =world needs none",
+        help="weights for clip, dino, vbench-dino, clip-l14, viclip, musiq, arcface, curricularface; =world needs none",
     )  # fmt: skip
     parser.add_argument(
         "--features", action="append", default=[], metavar="NAME=FOLDER",
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     settings = {
         "run": str(args.run.resolve().name),
         "encoders": {role: encoder.name for role, encoder in {**tools.encoders, **tools.face_encoders}.items()}
-        | ({"viclip": tools.viclip.name} if tools.viclip else {}),
+        | {role: x.name for role, x in (("viclip", tools.viclip), ("musiq", tools.musiq)) if x is not None},
         "features": {name: folder.name for name, folder in tools.features.items()},
         "faces": args.faces.name if args.faces else None,
         "aesthetic_head": args.aesthetic_head.name if args.aesthetic_head else None,
@@ -121,11 +121,12 @@ def _tools(args: argparse.Namespace, names: list[str]):
     """The encoders that the scores need, loaded. Raises for paths and roles that are wrong, needed or not."""
     from kaleido_jax.evaluation import encoders, faces
     from kaleido_jax.evaluation.evidence import Tools
+    from kaleido_jax.evaluation.quality import ImagingQuality
     from kaleido_jax.evaluation.suites import METRICS
-    from kaleido_jax.evaluation.video_text import ROLE, VideoText
+    from kaleido_jax.evaluation.video_text import VideoText
 
     sources = dict(_pair(word, "encoder", "ROLE=PATH") for word in args.encoder)
-    roles = (*encoders.ROLES, *faces.ROLES, ROLE)
+    roles = (*encoders.ROLES, *faces.ROLES, "viclip", "musiq")
     for role, source in sources.items():
         if role not in roles:
             raise UsageError(unknown_name("role of an encoder", role, roles))
@@ -163,7 +164,8 @@ def _tools(args: argparse.Namespace, names: list[str]):
     return Tools(
         encoders=loaded, text=text, features=features, head=head, temporal_role=args.temporal_encoder,
         face_encoders=face_encoders, faces=args.faces,
-        viclip=VideoText(sources[ROLE]) if ROLE in sources and ROLE in needed else None,
+        viclip=VideoText(sources["viclip"]) if "viclip" in sources and "viclip" in needed else None,
+        musiq=ImagingQuality(sources["musiq"]) if "musiq" in sources and "musiq" in needed else None,
         world_detector=args.world_detector,
         present=args.present, over_references=args.over_references,
         # As OpenS2V's code: a frame in which nothing is found is left out.

@@ -232,8 +232,8 @@ def _lacking(case: RunCase, needs: Sequence[str], tools: Tools) -> str | None:
             continue
         if need == "a prompt" and not case.prompt:
             return "the case has no prompt"
-        has = tools.viclip is not None if need == "viclip" else need in tools.encoders
-        if need not in ("references", "masks", "prompt", "a prompt") and not has:
+        loaded = {**tools.encoders, "viclip": tools.viclip, "musiq": tools.musiq}
+        if need not in ("references", "masks", "prompt", "a prompt") and loaded.get(need) is None:
             return f"there is no encoder for the role {need} (--encoder {need}=PATH)"
     return None
 
@@ -331,11 +331,15 @@ def write_results(folder: Path, run: Run, document: Mapping[str, Any], scores: S
     entries = [scores.entries[case.id] for case in run.cases]
     names = [*document["metrics"], *document["not_scored"]]
     written = [folder / "results.json", folder / "vbench.json"]
+    published = document["settings"]["as_published"]
     theirs = {
         name: [
             document["metrics"][name]["mean"],
             [
-                {"video_path": str(case.video), "video_results": entry["values"][name]["value"]}
+                {
+                    "video_path": str(case.video),
+                    "video_results": entry["values"][name]["value"] * _given_scale(name, as_published=published),
+                }
                 for case, entry in zip(run.cases, entries)
                 if entry["values"][name]["value"] is not None
             ],
@@ -368,6 +372,11 @@ def write_results(folder: Path, run: Run, document: Mapping[str, Any], scores: S
     return [*written, path]
 
 
+def _given_scale(name: str, *, as_published: bool) -> float:
+    """How many times a value of ours VBench's is: it writes imaging quality of a video in 0 to 100."""
+    return 100.0 if name == "imaging_quality" and not as_published else 1.0
+
+
 def read_given(path: Path, run: Run, *, as_published: bool) -> dict[str, dict[str, float]]:
     """Values of other programs in VBench's form, {dimension: [mean, [{video_path, video_results}]]}, by case.
 
@@ -387,7 +396,7 @@ def read_given(path: Path, run: Run, *, as_published: bool) -> dict[str, dict[st
             raise InputError(f"{where}: {printable(name)!r} is no score; known: {', '.join(METRICS)}.")
         if not isinstance(found, list) or len(found) != 2 or not isinstance(found[1], list):
             raise InputError(f'{where}: {name} must be [mean, [{{"video_path": ..., "video_results": ...}}]].')
-        scale = 100.0 if name == "imaging_quality" and not as_published else 1.0
+        scale = _given_scale(name, as_published=as_published)
         values = out.setdefault(name, {})
         for entry in found[1]:
             video = Path(str(entry.get("video_path", ""))).name if isinstance(entry, dict) else ""

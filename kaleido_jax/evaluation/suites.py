@@ -81,6 +81,12 @@ def _overall_consistency(e: Evidence) -> float:
     return e.tools.viclip(e.video, e.case.prompt)
 
 
+def _imaging_quality(e: Evidence) -> float:
+    if e.tools.musiq is None:
+        raise NotApplicable("there is no network for the role musiq (--encoder musiq=PATH, or --scores FILE)")
+    return e.tools.musiq(e.video)
+
+
 def _identity(name: str, source: str, *, shifted: bool) -> Metric:
     """The mean cosine with all reference faces, moved to 0 to 1 if shifted."""
 
@@ -172,7 +178,7 @@ METRICS: Mapping[str, Metric] = {
     ),
     "dynamic_degree": _elsewhere("dynamic_degree", VBENCH + ", RAFT"),
     "aesthetic_quality": Metric(function=_aesthetic_quality, source=VBENCH, needs=("clip-l14",)),
-    "imaging_quality": _elsewhere("imaging_quality", VBENCH + ", MUSIQ"),
+    "imaging_quality": Metric(function=_imaging_quality, source=VBENCH + ", MUSIQ", needs=("musiq",)),
     "overall_consistency": Metric(
         function=_overall_consistency, source=VBENCH + ", ViCLIP", needs=("a prompt", "viclip"), worst=-1.0
     ),

@@ -18,8 +18,6 @@ from kaleido_jax.models.viclip import ViCLIP, params
 from kaleido_jax.models.vision import Preprocessing
 from kaleido_jax.porting.weights import open_weights
 
-ROLE = "viclip"
-
 
 def middle_frames(frames: int, count: int) -> list[int]:
     """Which frames of a video VBench looks at: the middle of each of `count` equal parts; a shorter video's last frame

@@ -41,7 +41,7 @@ def test_scores_tell_right_from_wrong(run_folder, tmp_path, capsys):
         "motion_smoothness", "aesthetic_quality", "imaging_quality", "overall_consistency",
     }  # fmt: skip
     assert found["references"] == {"least": 1, "most": 1, "mean": 1.0}
-    assert "imaging_quality            not scored: imaging_quality needs another program" in capsys.readouterr().out
+    assert "motion_smoothness          not scored: motion_smoothness needs another program" in capsys.readouterr().out
     theirs = json.loads((out / "vbench.json").read_text())
     assert theirs["subject_consistency"][1][0]["video_results"] == values(out, "subject_consistency")["right"]
 
@@ -193,6 +193,8 @@ def test_other_programs_scores_and_features_are_taken(run_folder, tmp_path):
     options = ["--suite", "anyid", "--suite", "lct", "--features", f"arcface={faces}", "--scores", str(given)]
     found = evaluate(run_folder, tmp_path / "out", *options)
     assert found["metrics"]["imaging_quality"]["mean"] == pytest.approx(0.6)  # not VBench's 0 to 100 of a video
+    theirs = json.loads((tmp_path / "out" / "vbench.json").read_text())["imaging_quality"]
+    assert [theirs[0], *(row["video_results"] for row in theirs[1])] == pytest.approx([0.6, 70, 50])
     with np.load(faces / "right.npz") as file:
         a, b = file["references"] / np.linalg.norm(file["references"], axis=1, keepdims=True)
     right = values(tmp_path / "out", "holi_arc")["right"]
