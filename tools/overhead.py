@@ -8,8 +8,8 @@ All on Wan2.1-T2V-1.3B with one reference. Parameters are those of the networks'
 matrix products counted in traced programs, and self-attention by the pairs of tokens that may see each other, which
 is what the kernels for TPUs and GPUs compute. Milliseconds a frame follow from the chips' rates of
 `kaleido_jax/parallel/chips.py` (for the share of the peak that whole published programs reach) and were not measured.
-`--memory` compiles a pass at 480 x 832 and 81 frames for one chip of a target that need not be there, and adds what it
-takes to the file; where a pass is longer, activations grow with the tokens and weights do not.
+`--memory` compiles passes of the sizes that are printed for one chip of a target that need not be there, and adds what
+they take to the file, one size after the other; what is there already is not compiled again.
 
 VACE's adapter is a copy of every second block beside the network, whose results are added to it (arXiv 2503.07598): it
 is counted as 15 more blocks over all tokens, 16 projections of its width, and an embedding of 96 channels.
@@ -24,6 +24,7 @@ import math
 import os
 import pathlib
 import sys
+from collections.abc import Callable, Iterable
 from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # the host's; programs are compiled for others
@@ -47,6 +48,7 @@ from kaleido_jax.parallel.target import devices_of
 BASE = dataclasses.replace(WanConfig.t2v_1_3b(), dtype="bfloat16")
 SIZES = {"480p": (480, 832), "720p": (720, 1280), "1080p": (1088, 1920)}
 FRAMES = (17, 49, 81, 129)
+CHOSEN = ("480p, 17 frames", "480p, 81 frames", "720p, 81 frames", "1080p, 129 frames")
 TEXT, IMAGE, CONTEXT = 512, 257, 96
 PLAIN, PHANTOM, ADAPTER = "plain backbone", "Phantom's layout", "adapter like VACE's"
 LATENT, EMPHASIS, CLIP, ALL = "reference's latents", "and Emphasize-Attention", "and CLIP's branch", "ContextAnyone"
@@ -190,13 +192,14 @@ def counted(base: WanConfig = BASE) -> dict[str, Any]:
     return report
 
 
-def memory(target: Target, base: WanConfig = BASE) -> dict[str, Any]:
-    """GB of a compiled pass at 480 x 832 and 81 frames. An adapter's is the network's, its weights and its results."""
+def memory(target: Target, point: str, base: WanConfig = BASE) -> dict[str, Any]:
+    """GB of compiled passes of one of CHOSEN. An adapter's is the network's, its weights and its results."""
+    size, frames = point.split(", ")
     here = NamedSharding(Mesh(np.array(devices_of(target)[:1]), ("data",)), PartitionSpec())
     options = {"exec_time_optimization_effort": -1.0} if target.chip.platform == "tpu" else None
     found = {}
     for name, variant in variants(base).items():
-        layout = layout_of(variant, *SIZES["480p"], 81)
+        layout = layout_of(variant, *SIZES[size], int(frames.split()[0]))
         run, shapes = program(variant, layout)
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
         lowered = jax.jit(run).trace(*shapes).lower(lowering_platforms=(target.chip.platform,))
@@ -205,20 +208,40 @@ def memory(target: Target, base: WanConfig = BASE) -> dict[str, Any]:
         if variant.adapter:
             temporary += 2 * layout.tokens("visual") * base.dim * (base.layers // 2)
         found[name] = {"weights": round(weights / 1e9, 3), "temporary": round(temporary / 1e9, 3)}
-        print(f"{target} {name:26} {found[name]}", flush=True)
+        print(f"{target} {point} {name:26} {found[name]}", flush=True)
     return found
 
 
 def table(report: dict[str, Any]) -> str:
-    """The rows of docs/methods.md."""
-    chosen = ("480p, 17 frames", "480p, 81 frames", "720p, 81 frames", "1080p, 129 frames")
-    lines = [f"| | parameters | {' | '.join(chosen)} |", f"| --- {'| --- ' * (1 + len(chosen))}|"]
-    plain = report["counted"][PLAIN]
-    for name, row in report["counted"].items():
-        more = lambda point, row=row: row["passes"][point]["TFLOP"] / plain["passes"][point]["TFLOP"] - 1
-        cells = [f"{row['passes'][point]['TFLOP']:.0f} T (+{more(point):.1%})" for point in chosen]
-        lines.append(f"| {name} | {row['parameters'] / 1e6:.0f} M | {' | '.join(cells)} |")
+    """The rows of docs/methods.md: operations, then milliseconds a frame, then what compiled passes hold."""
+    plain = report["counted"][PLAIN]["passes"]
+    more = lambda row, point: row["passes"][point]["TFLOP"] / plain[point]["TFLOP"] - 1
+    lines = _rows(
+        "operations of a pass, and more than the plain backbone's",
+        report["counted"],
+        lambda name, row, point: f"{row['passes'][point]['TFLOP']:.0f} T (+{more(row, point):.1%})",
+    )
+    millions = ["parameters", "---", *(f"{row['parameters'] / 1e6:.0f} M" for row in report["counted"].values())]
+    lines = [line.replace(" |", f" | {number} |", 1) for line, number in zip(lines, millions, strict=True)]
+    for chip in ("v5p", "h100"):
+        of = lambda name, row, point, chip=chip: f"{row['passes'][point][f'ms a frame, {chip}']:.2f}"
+        lines += ["", *_rows(f"ms a frame of a pass, {chip}, from its rate", report["counted"], of)]
+    for target, points in report.get("GB", {}).items():
+
+        def held(name: str, row: Any, point: str, points: dict = points) -> str:
+            sizes, base = (sum(points[point][which].values()) for which in (name, PLAIN))
+            return f"{sizes:.2f} (+{sizes / base - 1:.1%})"
+
+        lines += ["", *_rows(f"GB of a compiled pass, weights included, {target}", report["counted"], held, points)]
     return "\n".join(lines)
+
+
+def _rows(
+    what: str, counted: dict[str, Any], cell: Callable[[str, Any, str], str], points: Iterable[str] = CHOSEN
+) -> list[str]:
+    points = list(points)
+    lines = [f"| {what} | {' | '.join(points)} |", f"| --- {'| --- ' * len(points)}|"]
+    return lines + [f"| {name} | {' | '.join(cell(name, row, p) for p in points)} |" for name, row in counted.items()]
 
 
 def main(words: list[str] | None = None) -> int:
@@ -227,13 +250,18 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--memory", metavar="TARGET", help="compile for one chip of v5p:2x2x1, h100:1x1, ...")
     arguments = parser.parse_args(words)
     report = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
-    if arguments.memory:
-        report.setdefault("GB at 480p, 81 frames", {})[arguments.memory] = memory(Target.parse(arguments.memory))
-    else:
-        report["counted"] = counted()
-        print(table(report))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+    keep = lambda: arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+    if "counted" not in report or not arguments.memory:
+        report["counted"] = counted()
+        keep()
+    if arguments.memory:
+        known = report.setdefault("GB", {}).setdefault(arguments.memory, {})
+        for point in CHOSEN:
+            if point not in known:
+                known[point] = memory(Target.parse(arguments.memory), point)
+                keep()
+    print(table(report))
     return 0
 
 

@@ -1,6 +1,7 @@
 """The programs that study the methods, on problems so small that they take seconds."""
 
 import importlib
+import json
 import pathlib
 from types import SimpleNamespace
 
@@ -80,6 +81,34 @@ def test_what_the_parts_of_contextanyone_cost(tool, tmp_path):
     # Emphasize-Attention projects every token four times.
     assert cost[tool.EMPHASIS][0] - cost[tool.LATENT][0] == 4 * 4 * 2 * 18 * 12 * 12
     assert cost[tool.PHANTOM][0] < cost[tool.ADAPTER][0] < 2 * cost[tool.PHANTOM][0]
+
+
+def test_the_tables_of_what_they_cost(tool, tmp_path, monkeypatch, capsys):
+    """Small passes compiled for this machine in a TPU's place; what is in the file is not compiled again."""
+    tool = tool("overhead")
+    base = tool.WanConfig(dim=12, ffn_dim=20, heads=2, layers=2, text_dim=8, freq_dim=8)
+    few = {name: variant for name, variant in tool.variants(base).items() if name in (tool.PLAIN, tool.ADAPTER)}
+    monkeypatch.setattr(tool, "variants", lambda base: few)
+    monkeypatch.setattr(tool, "SIZES", {"480p": (32, 48), "720p": (32, 48), "1080p": (32, 48)})
+    monkeypatch.setattr(tool, "devices_of", lambda target: jax.devices())
+    cpu = SimpleNamespace(chip=SimpleNamespace(platform="cpu"))
+    held = tool.memory(cpu, "480p, 17 frames", base)
+    assert held[tool.PLAIN]["weights"] == round(2 * tool.parameters(few[tool.PLAIN]) / 1e9, 3)
+    out, one, more = tmp_path / "cost.json", {"weights": 1.0, "temporary": 1.0}, {"weights": 1.5, "temporary": 1.5}
+    known = {point: {tool.PLAIN: one, tool.ADAPTER: more} for point in tool.CHOSEN}
+    known.pop("480p, 81 frames")
+    asked, _ = [], capsys.readouterr()
+    monkeypatch.setattr(tool, "memory", lambda target, point: asked.append(point) or known["480p, 17 frames"])
+    passes = lambda flop: {point: {"TFLOP": flop, "ms a frame, v5p": 1, "ms a frame, h100": 2} for point in tool.CHOSEN}
+    counted = {name: {"parameters": 7e6, "passes": passes(flop)} for name, flop in ((tool.PLAIN, 2), (tool.ADAPTER, 3))}
+    out.write_text(json.dumps({"counted": counted, "GB": {"v5p:2x2x1": known}}))
+    assert tool.main(["--out", str(out), "--memory", "v5p:2x2x1"]) == 0 and asked == ["480p, 81 frames"]
+    assert json.loads(out.read_text())["GB"]["v5p:2x2x1"].keys() == set(tool.CHOSEN)
+    rows = capsys.readouterr().out.splitlines()
+    assert rows[0].startswith("| operations of a pass, and more than the plain backbone's | parameters | 480p, 17 fr")
+    assert rows[1] == "| --- | --- | --- | --- | --- | --- |" and rows[5].startswith("| ms a frame of a pass, v5p")
+    assert rows[3].startswith(f"| {tool.ADAPTER} | 7 M | 3 T (+50.0%) |")
+    assert rows[-1] == f"| {tool.ADAPTER} | {' | '.join(['3.00 (+50.0%)'] * 4)} |"
 
 
 def test_describers_on_known_changes(tool):

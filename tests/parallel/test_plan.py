@@ -112,8 +112,9 @@ def test_operations_of_the_recipes(name):
     ],
 )
 def test_recipes_of_other_methods_are_laid_out(name, tokens, texts):
-    made = abstract_step(configs.load(FOLDER / f"{name}.py"))
-    assert made.layout.tokens("visual") == tokens
+    experiment = configs.load(FOLDER / f"{name}.py")
+    made = abstract_step(experiment)
+    assert experiment.start_from.startswith("Wan2.") and made.layout.tokens("visual") == tokens
     assert len(made.layout.select("text")) == texts == made.batch.text_lengths.shape[1]
 
 
