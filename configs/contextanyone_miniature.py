@@ -1,4 +1,4 @@
-"""ContextAnyone's conditioning on the procedural world: one reference, which the network paints again.
+"""ContextAnyone's conditioning on the procedural world: references, each of which the network paints again.
 
     kaleido train configs/contextanyone_miniature.py --workdir runs/contextanyone
 
@@ -8,6 +8,7 @@ the two new branches start at nothing,
     kaleido train configs/contextanyone_miniature.py --workdir runs/contextanyone \
         start_from=kaleido_jax/weights/miniature optimizer.learning_rate=5e-4
 
+The paper has one reference; samples of this world have up to three, and all of them are taken.
 The image branch reads the patches of the reference's own latents, since no image encoder is trained on this world.
 """
 
@@ -26,7 +27,7 @@ def config() -> Experiment:
         method="contextanyone",
         transformer=transformer,
         text=UMT5Config.miniature(vocab_size=512),
-        data=DataConfig(references=1, heldout=64),
+        data=DataConfig(references=3, heldout=64),
         flow=FlowConfig(shift=1.5),
         optimizer=OptimizerConfig(learning_rate=2e-3, text_rate=0.2, warmup_steps=100, ema_decay=0.998),
         train=TrainConfig(steps=20_000, batch=8),
