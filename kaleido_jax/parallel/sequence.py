@@ -2,7 +2,8 @@
 
 Every device has its share of *each* segment, so that a network sees a layout of the same segments, only shorter: static
 boundaries, modulation rows and visibility stay what they are, and nothing but self-attention looks beyond a device.
-Visible area is balanced too, because every device has equally many tokens of each kind.
+Visible area is balanced too, because every device has equally many tokens of each kind; and, because tokens are dealt
+in turns, also where a segment is filled in part.
 """
 
 import dataclasses
@@ -124,14 +125,15 @@ def _deal_leaf(path: tuple, leaf: Any, *, parts: list[int], size: int) -> Any:
 def _deal(x: Array, parts: list[int], size: int, *, fill: int | None = None) -> Array:
     """[b, n, ...] as [b, size * share, ...]: one device's tokens of all segments after another's.
 
-    Segments are filled up to multiples of `size`: with `fill`, or with their last token if it is None.
+    Devices take the tokens of a segment in turns. Segments are filled up to multiples of `size`: with `fill`, or with
+    their last token if it is None.
     """
     pieces, start = [], 0
     for part in parts:
         piece = jax.lax.slice_in_dim(x, start, start + part, axis=1)
         more = ((0, 0), (0, -part % size), *[(0, 0)] * (x.ndim - 2))
         piece = jnp.pad(piece, more, mode="edge") if fill is None else jnp.pad(piece, more, constant_values=fill)
-        pieces.append(piece.reshape(x.shape[0], size, -1, *x.shape[2:]))
+        pieces.append(piece.reshape(x.shape[0], -1, size, *x.shape[2:]).swapaxes(1, 2))
         start += part
     joined = jnp.concatenate(pieces, axis=2)
     return joined.reshape(x.shape[0], -1, *x.shape[2:])
@@ -143,7 +145,7 @@ def _collect(x: Array, parts: list[int], size: int) -> Array:
     pieces, start = [], 0
     for part in parts:
         share = -(-part // size)
-        piece = jax.lax.slice_in_dim(x, start, start + share, axis=2)
+        piece = jax.lax.slice_in_dim(x, start, start + share, axis=2).swapaxes(1, 2)
         pieces.append(piece.reshape(x.shape[0], -1, *x.shape[3:])[:, :part])
         start += share
     return jnp.concatenate(pieces, axis=1)

@@ -133,6 +133,10 @@ PLACED = {
         KALEIDO,
         visibility(KALEIDO, bidirectional, contents=KALEIDO.contents(lengths=np.array([[288, 48, 48, 0]]))),
     ),
+    "kaleido, segments filled in part": (
+        KALEIDO,
+        visibility(KALEIDO, bidirectional, contents=KALEIDO.contents(lengths=np.array([[180, 24, 30, 12]]))),
+    ),
     "unidirectional": (KALEIDO, visibility(KALEIDO, unidirectional)),
     "separate references": (KALEIDO, visibility(KALEIDO, separate_references)),
     "shot-causal": (SHOTS, visibility(SHOTS, shot_causal)),
