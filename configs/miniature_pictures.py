@@ -32,5 +32,5 @@ def config() -> Experiment:
         optimizer=OptimizerConfig(kind="muon", learning_rate=2e-3, text_rate=0.2, warmup_steps=100, ema_decay=0.998),
         train=TrainConfig(steps=3000, batch=96, keep="everything", log_every=20, evaluate_every=250, sample_every=250),
         checkpoint=CheckpointConfig(every=250),
-        sampling=SamplingConfig(steps=30, guidance=2.0, shift=6.0),
+        sampling=SamplingConfig(steps=30, guidance=4.0, shift=6.0),
     )
