@@ -270,7 +270,7 @@ def test_a_full_disk_is_a_sentence(tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(writing, "_write", full)
+    monkeypatch.setattr(writing, "write_all", full)
     with pytest.raises(StorageError, match="the disk is full"):
         port(source, tmp_path / "there")
     assert os.listdir(tmp_path) == ["source"]
