@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metric", action="append", default=[], metavar="NAME", help="one score, beside the suites'")
     parser.add_argument(
         "--encoder", action="append", default=[], metavar="ROLE=PATH",
-        help="weights for clip, dino, vbench-dino, clip-l14, viclip, musiq, arcface, curricularface; =world needs none",
+        help="weights for clip, dino, vbench-dino, clip-l14, viclip, musiq, amt, arcface, curricularface; or =world",
     )  # fmt: skip
     parser.add_argument(
         "--features", action="append", default=[], metavar="NAME=FOLDER",
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     settings = {
         "run": str(args.run.resolve().name),
         "encoders": {role: encoder.name for role, encoder in {**tools.encoders, **tools.face_encoders}.items()}
-        | {role: x.name for role, x in (("viclip", tools.viclip), ("musiq", tools.musiq)) if x is not None},
+        | {role: x.name for role, x in tools.networks.items() if x is not None},
         "features": {name: folder.name for name, folder in tools.features.items()},
         "faces": args.faces.name if args.faces else None,
         "aesthetic_head": args.aesthetic_head.name if args.aesthetic_head else None,
@@ -122,11 +122,12 @@ def _tools(args: argparse.Namespace, names: list[str]):
     from kaleido_jax.evaluation import encoders, faces
     from kaleido_jax.evaluation.evidence import Tools
     from kaleido_jax.evaluation.quality import ImagingQuality
+    from kaleido_jax.evaluation.smoothness import MotionSmoothness
     from kaleido_jax.evaluation.suites import METRICS
     from kaleido_jax.evaluation.video_text import VideoText
 
     sources = dict(_pair(word, "encoder", "ROLE=PATH") for word in args.encoder)
-    roles = (*encoders.ROLES, *faces.ROLES, "viclip", "musiq")
+    roles = (*encoders.ROLES, *faces.ROLES, "viclip", "musiq", "amt")
     for role, source in sources.items():
         if role not in roles:
             raise UsageError(unknown_name("role of an encoder", role, roles))
@@ -166,6 +167,7 @@ def _tools(args: argparse.Namespace, names: list[str]):
         face_encoders=face_encoders, faces=args.faces,
         viclip=VideoText(sources["viclip"]) if "viclip" in sources and "viclip" in needed else None,
         musiq=ImagingQuality(sources["musiq"]) if "musiq" in sources and "musiq" in needed else None,
+        amt=MotionSmoothness(sources["amt"]) if "amt" in sources and "amt" in needed else None,
         world_detector=args.world_detector,
         present=args.present, over_references=args.over_references,
         # As OpenS2V's code: a frame in which nothing is found is left out.

@@ -16,6 +16,7 @@ from kaleido_jax.evaluation.faces import FaceFeatures, read_points
 from kaleido_jax.evaluation.metrics.similarity import cosines
 from kaleido_jax.evaluation.quality import ImagingQuality
 from kaleido_jax.evaluation.runs import RunCase
+from kaleido_jax.evaluation.smoothness import MotionSmoothness
 from kaleido_jax.evaluation.video_text import VideoText
 from kaleido_jax.evaluation.videos import Files, Shown
 from kaleido_jax.media.images import read_bytes
@@ -37,8 +38,8 @@ class Tools:
     encoders: by role. text: CLIP's text tower, for CLIP-T. features: folders of features that other programs made, by
     name: <case>.npz with `frames` [f, d] and `references` [r, d], and `seen` bool [f] where a face was found.
     face_encoders, faces: networks by name in place of features, and the folder of the faces' points (`read_points`).
-    viclip: for VBench's overall consistency. musiq: for its imaging quality. head: (weight [1, d], bias [1]) of the
-    aesthetic predictor. temporal_role: the encoder of temporal consistency.
+    viclip: for VBench's overall consistency. musiq: for its imaging quality. amt: for its motion smoothness. head:
+    (weight [1, d], bias [1]) of the aesthetic predictor. temporal_role: the encoder of temporal consistency.
     world_detector: whether cases of the procedural world without masks are searched for their subjects.
     present: similarity from which an instance is taken for a subject. undetected: what a frame counts without the
     subject, "zero" or "skip". over_references: "mean" or "max", of S2V Decoupling.
@@ -51,12 +52,18 @@ class Tools:
     faces: Path | None = None
     viclip: VideoText | None = None
     musiq: ImagingQuality | None = None
+    amt: MotionSmoothness | None = None
     head: tuple[np.ndarray, np.ndarray] | None = None
     temporal_role: str = "clip"
     world_detector: bool = False
     present: float = 0.5
     undetected: str = "zero"
     over_references: str = "mean"
+
+    @property
+    def networks(self) -> dict[str, VideoText | ImagingQuality | MotionSmoothness | None]:
+        """What scores whole videos, by role."""
+        return {"viclip": self.viclip, "musiq": self.musiq, "amt": self.amt}
 
     def lacks_faces(self, name: str) -> str | None:
         """What there must be for features of faces, or None if it is there."""

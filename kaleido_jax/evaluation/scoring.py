@@ -232,7 +232,7 @@ def _lacking(case: RunCase, needs: Sequence[str], tools: Tools) -> str | None:
             continue
         if need == "a prompt" and not case.prompt:
             return "the case has no prompt"
-        loaded = {**tools.encoders, "viclip": tools.viclip, "musiq": tools.musiq}
+        loaded = {**tools.encoders, **tools.networks}
         if need not in ("references", "masks", "prompt", "a prompt") and loaded.get(need) is None:
             return f"there is no encoder for the role {need} (--encoder {need}=PATH)"
     return None

@@ -87,6 +87,15 @@ def _imaging_quality(e: Evidence) -> float:
     return e.tools.musiq(e.video)
 
 
+def _motion_smoothness(e: Evidence) -> float:
+    if e.tools.amt is None:
+        raise NotApplicable("there is no network for the role amt (--encoder amt=PATH, or --scores FILE)")
+    reason = e.tools.amt.too_small(*e.video.shape[1:3])
+    if reason:
+        raise NotApplicable(reason)
+    return e.tools.amt(e.video)
+
+
 def _identity(name: str, source: str, *, shifted: bool) -> Metric:
     """The mean cosine with all reference faces, moved to 0 to 1 if shifted."""
 
@@ -172,7 +181,7 @@ METRICS: Mapping[str, Metric] = {
     "subject_consistency": Metric(function=_subject_consistency, source=VBENCH, needs=("vbench-dino",)),
     "background_consistency": Metric(function=_background_consistency, source=VBENCH, needs=("clip",)),
     "temporal_flickering": Metric(function=lambda e: temporal.temporal_flickering(e.video), source=VBENCH),
-    "motion_smoothness": _elsewhere("motion_smoothness", VBENCH + ", AMT-S"),
+    "motion_smoothness": Metric(function=_motion_smoothness, source=VBENCH + ", AMT-S", needs=("amt",)),
     "motion_smoothness_halfway": Metric(
         function=lambda e: temporal.motion_smoothness(e.video, temporal.halfway), source=OWN
     ),
