@@ -18,7 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metric", action="append", default=[], metavar="NAME", help="one score, beside the suites'")
     parser.add_argument(
         "--encoder", action="append", default=[], metavar="ROLE=PATH",
-        help="weights for clip, dino, vbench-dino, clip-l14, viclip, musiq, amt, arcface, curricularface; or =world",
+        help="weights for clip, dino, vbench-dino, clip-l14, viclip, musiq, amt, arcface, curricularface; "
+        "=world needs none",
     )  # fmt: skip
     parser.add_argument(
         "--features", action="append", default=[], metavar="NAME=FOLDER",
