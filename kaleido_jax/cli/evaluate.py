@@ -128,7 +128,8 @@ def _tools(args: argparse.Namespace, names: list[str]):
     from kaleido_jax.evaluation.video_text import VideoText
 
     sources = dict(_pair(word, "encoder", "ROLE=PATH") for word in args.encoder)
-    roles = (*encoders.ROLES, *faces.ROLES, "viclip", "musiq", "amt")
+    networks = {"viclip": VideoText, "musiq": ImagingQuality, "amt": MotionSmoothness}
+    roles = (*encoders.ROLES, *faces.ROLES, *networks)
     for role, source in sources.items():
         if role not in roles:
             raise UsageError(unknown_name("role of an encoder", role, roles))
@@ -166,9 +167,7 @@ def _tools(args: argparse.Namespace, names: list[str]):
     return Tools(
         encoders=loaded, text=text, features=features, head=head, temporal_role=args.temporal_encoder,
         face_encoders=face_encoders, faces=args.faces,
-        viclip=VideoText(sources["viclip"]) if "viclip" in sources and "viclip" in needed else None,
-        musiq=ImagingQuality(sources["musiq"]) if "musiq" in sources and "musiq" in needed else None,
-        amt=MotionSmoothness(sources["amt"]) if "amt" in sources and "amt" in needed else None,
+        **{role: make(sources[role]) for role, make in networks.items() if role in sources and role in needed},
         world_detector=args.world_detector,
         present=args.present, over_references=args.over_references,
         # As OpenS2V's code: a frame in which nothing is found is left out.

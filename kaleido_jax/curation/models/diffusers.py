@@ -46,6 +46,19 @@ def generator(*parts: Any) -> Any:
     return torch.Generator("cpu").manual_seed(int(stable_id(*parts)[:15], 16))
 
 
+def sampled(pipeline: Any, settings: Any, size: tuple[int, int], **given: Any) -> UInt8[np.ndarray, "h w 3"]:
+    """The picture of that height and width that a pipeline makes of what is given, with the settings' sampler."""
+    height, width = size
+    made = pipeline(
+        height=height,
+        width=width,
+        num_inference_steps=settings.steps,
+        guidance_scale=settings.guidance,
+        **given,
+    )
+    return np.asarray(made.images[0].convert("RGB"))
+
+
 def fitting(height: int, width: int, side: int) -> tuple[int, int]:
     """The size with about side * side pixels and this aspect whose sides are multiples of 16, as FLUX needs them."""
     scale = side / float(np.sqrt(height * width))
@@ -81,19 +94,17 @@ class _FluxFill:
         """Pixels outside the hole stay as they are to the bit."""
         settings = self._settings
         height, width = fitting(*hole.shape, settings.side)
-        made = self._pipeline(
+        painted = sampled(
+            self._pipeline,
+            settings,
+            (height, width),
             prompt=settings.prompt,
             image=Image.fromarray(scaled(picture, height, width)),
             mask_image=Image.fromarray(hole.astype(np.uint8) * 255).resize((width, height)),
-            height=height,
-            width=width,
-            num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance,
             max_sequence_length=settings.tokens,
             generator=generator("fill", pictures.png(picture), pictures.png(hole.astype(np.uint8))),
         )
-        painted = scaled(np.asarray(made.images[0].convert("RGB")), *hole.shape)
-        return np.where(hole[..., None], painted, picture)
+        return np.where(hole[..., None], scaled(painted, *hole.shape), picture)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,18 +141,15 @@ class _FluxRedux:
         """The subject alone goes in; what is not white comes out as its mask."""
         settings = self._settings
         shown = on_white(picture, mask)
-        height, width = fitting(*shown.shape[:2], settings.side)
         given = self._prior(image=Image.fromarray(shown), prompt=settings.prompt.format(phrase=phrase))
-        made = self._base(
+        varied = sampled(
+            self._base,
+            settings,
+            fitting(*shown.shape[:2], settings.side),
             prompt_embeds=given.prompt_embeds,
             pooled_prompt_embeds=given.pooled_prompt_embeds,
-            height=height,
-            width=width,
-            num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance,
             generator=generator("redux", seed),
         )
-        varied = np.asarray(made.images[0].convert("RGB"))
         return varied, before_white(varied)
 
 
@@ -174,19 +182,18 @@ class _FluxKontext:
         """The picture as the instruction wants it, uint8 [h, w, 3] of the same size."""
         settings = self._settings
         height, width = fitting(*picture.shape[:2], settings.side)
-        made = self._pipeline(
+        edited = sampled(
+            self._pipeline,
+            settings,
+            (height, width),
             image=Image.fromarray(scaled(picture, height, width)),
             prompt=instruction,
-            height=height,
-            width=width,
-            num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance,
             max_sequence_length=settings.tokens,
             max_area=height * width,
             _auto_resize=False,
             generator=generator("edit", instruction, seed, pictures.png(picture)),
         )
-        return scaled(np.asarray(made.images[0].convert("RGB")), *picture.shape[:2])
+        return scaled(edited, *picture.shape[:2])
 
     def vary(self, picture: np.ndarray, mask: np.ndarray, phrase: str, seed: str) -> tuple[np.ndarray, np.ndarray]:
         """The subject alone goes in; what is not white comes out as its mask."""
