@@ -11,8 +11,7 @@ import itertools
 import json
 import logging
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +20,19 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from kaleido_jax.errors import InputError
-from kaleido_jax.manifest import DamagedCheckpoint, file_entries, verify, write_manifest
+from kaleido_jax.manifest import DamagedCheckpoint, file_entries, sync, verify, write_manifest
 from kaleido_jax.porting.formats import OURS, Format, layouts
 from kaleido_jax.porting.safetensors import TensorInfo, refused
 from kaleido_jax.porting.weights import config_beside
-from kaleido_jax.porting.writing import write_all
+from kaleido_jax.porting.writing import rows_of, write_all
 
 ARRAYS = "arrays"
 PARTS = 64  # of a large array, whose longest axes are cut, a matrix into about 8 by 8
 LEAST_BYTES = 4 << 20  # of a piece
 MOST_PARTS = 100_000  # that are looked for
 THREADS = 4
+BLOCK_BYTES = 1 << 20  # hashed and written at a time
+Index = tuple[slice, ...]
 
 
 def is_orbax(source: Path) -> bool:
@@ -40,32 +41,51 @@ def is_orbax(source: Path) -> bool:
 
 
 def save(
-    folder: Path, tensors: Mapping[str, TensorInfo], arrays: Iterable[tuple[str, np.ndarray]], row: Format, config: Any
+    folder: Path,
+    tensors: Mapping[str, TensorInfo],
+    read: Callable[[str, Index, np.ndarray], object],
+    axes: Mapping[str, int | None],
+    row: Format,
+    config: Any,
 ) -> None:
     """Write parameters into `folder`, which does not exist yet.
 
-    orbax itself would have all arrays at once and read every file again for the manifest. Here one array is read while
-    the pieces of the one before are written, each hashed on its way to the disk.
+    orbax itself would have all arrays at once and read every file again for the manifest. Here a strip of an array, one
+    row of its pieces, is read while the pieces of the strip before are written, each hashed on its way to the disk.
 
     Args:
-      tensors: dtype and shape by dotted name. arrays: the same names in the same order, on the host.
+      tensors: dtype and shape by dotted name.
+      read: puts a part of an array, by name and index, into memory of its shape.
+      axes: by name, along which axis an array is cut into strips; None: it is read whole.
     """
     steps = _outline(folder / ARRAYS, tensors)
+    strips = [(name, strip) for name, info in tensors.items() for strip in _strips(info.shape, steps[name], axes[name])]
+    sizes = [math.prod(_shape(strip)) * tensors[name].dtype.itemsize for name, strip in strips]
+    # Two strips at a time, always in the same memory: what the system gives anew it has to clear.
+    memory = itertools.cycle([np.empty(max(sizes), np.uint8) for _ in range(2)])
     entries: dict[str, dict[str, Any]] = {}
-    pending: dict[str, concurrent.futures.Future[dict[str, Any]]] = {}
-    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+    futures: list[dict[str, concurrent.futures.Future[dict[str, Any]]]] = [{}]  # of each strip
+    synced: list[concurrent.futures.Future[None]] = []
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as disk, concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+
+        def write(file: str, piece: np.ndarray) -> dict[str, Any]:
+            entry = _write_piece(folder / file, piece)
+            synced.append(disk.submit(sync, folder / file))  # waits for the disk, the processors do not
+            return entry
+
         try:
-            for name, array in arrays:
-                entries |= {file: future.result() for file, future in pending.items()}
-                cuts = _cuts(array.shape, steps[name])  # with the ellipsis below a view, of a single number too
-                pending = {
-                    file: pool.submit(_write_piece, folder / file, array[(*cut, ...)])
-                    for file, cut in ((f"{ARRAYS}/{name}/{piece}", cut) for piece, cut in cuts)
-                }
-            entries |= {file: future.result() for file, future in pending.items()}
+            for (name, strip), size, buffer in zip(strips, sizes, memory):
+                array = buffer[:size].view(tensors[name].dtype).reshape(_shape(strip))
+                read(name, strip, array)
+                cuts = ((f"{ARRAYS}/{name}/{piece}", cut) for piece, cut in _cuts(strip, steps[name]))
+                futures.append({file: pool.submit(write, file, array[(*cut, ...)]) for file, cut in cuts})
+                entries |= {file: future.result() for file, future in futures.pop(0).items()}
+            entries |= {file: future.result() for file, future in futures.pop(0).items()}
+            for future in synced:
+                future.result()
         except BaseException:
-            for future in pending.values():
-                future.cancel()
+            disk.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
             raise
     document = layouts(row.family.name)[OURS].config_document(config)
     (folder / "config.json").write_text(json.dumps(document, indent=2) + "\n")
@@ -103,20 +123,37 @@ def _piece_shape(info: TensorInfo) -> tuple[int, ...]:
     return tuple(steps)
 
 
-def _cuts(shape: tuple[int, ...], steps: tuple[int, ...]) -> Iterator[tuple[str, tuple[slice, ...]]]:
-    """(its file in zarr's folder of the array, where it lies) of every piece."""
-    for numbers in itertools.product(*(range(size // step) for size, step in zip(shape, steps, strict=True))):
-        where = tuple(slice(number * step, (number + 1) * step) for number, step in zip(numbers, steps))
-        yield ".".join(map(str, numbers)) or "0", where
+def _strips(shape: tuple[int, ...], steps: tuple[int, ...], axis: int | None) -> Iterator[Index]:
+    """Where each strip of an array lies, as wide as a piece."""
+    whole = tuple(slice(0, size) for size in shape)
+    if axis is None or not shape:
+        yield whole
+        return
+    for start in range(0, shape[axis], steps[axis]):
+        yield (*whole[:axis], slice(start, start + steps[axis]), *whole[axis + 1 :])
+
+
+def _shape(strip: Index) -> list[int]:
+    return [cut.stop - cut.start for cut in strip]
+
+
+def _cuts(strip: Index, steps: tuple[int, ...]) -> Iterator[tuple[str, Index]]:
+    """(its file in zarr's folder of the array, where it lies in the strip) of every piece of a strip."""
+    for numbers in itertools.product(*(range(cut.start // step, cut.stop // step) for cut, step in zip(strip, steps))):
+        starts = [number * step - cut.start for number, step, cut in zip(numbers, steps, strip)]
+        yield ".".join(map(str, numbers)) or "0", tuple(slice(at, at + step) for at, step in zip(starts, steps))
 
 
 def _write_piece(path: Path, piece: np.ndarray) -> dict[str, Any]:
-    """Write a file of zarr's and put it on the disk; gives its entry in the manifest."""
-    content = memoryview(np.ascontiguousarray(piece).reshape(-1).view(np.uint8))
+    """Write a file of zarr's, hashed block by block while the cache holds it; gives its entry in the manifest."""
+    digest = hashlib.sha256()
     with path.open("wb", buffering=0) as file:
-        write_all(file.fileno(), content)
-        os.fsync(file.fileno())
-    return {"size": content.nbytes, "sha256": hashlib.sha256(content).hexdigest()}
+        for start, stop in rows_of(piece.shape, piece.itemsize, BLOCK_BYTES):
+            rows = piece[start:stop] if piece.ndim else piece
+            content = memoryview(np.ascontiguousarray(rows).reshape(-1).view(np.uint8))
+            digest.update(content)
+            write_all(file.fileno(), content)
+    return {"size": piece.nbytes, "sha256": digest.hexdigest()}
 
 
 @contextlib.contextmanager
@@ -201,7 +238,7 @@ def _verify(source: Path, read: set[str] | tuple[()] | None) -> None:
 
 
 def _files(
-    source: Path, shapes: Mapping[str, jax.ShapeDtypeStruct], parts: Mapping[str, Sequence[tuple[slice, ...] | None]]
+    source: Path, shapes: Mapping[str, jax.ShapeDtypeStruct], parts: Mapping[str, Sequence[Index | None]]
 ) -> set[str]:
     """The files that are read for some parts of each array: the pieces that they lie in, and all small files."""
     files = {"config.json"}
@@ -223,7 +260,7 @@ def _files(
     return files
 
 
-def _pieces(shape: tuple[int, ...], steps: list[int], index: tuple[slice, ...] | None) -> Iterator[tuple[str, ...]]:
+def _pieces(shape: tuple[int, ...], steps: list[int], index: Index | None) -> Iterator[tuple[str, ...]]:
     """The numbers of the pieces of an array that a part of it lies in, along each axis."""
     parts = (part.indices(size) for part, size in zip(index or (), shape, strict=True))
     spans = (range(start // step, -(-stop // step)) for (start, stop, _), step in zip(parts, steps))

@@ -126,8 +126,8 @@ class Arrays:
         self._last: tuple[tuple[str, Any, Any], np.ndarray] | None = None
 
     def order(self, name: str) -> tuple[bool, int | None]:
-        """As `Checkpoint.order`."""
-        return len(self.shapes[name].shape) > 2, 0
+        """As `Checkpoint.order`. What lies on a device is fetched whole, or a layer at a time."""
+        return len(self.shapes[name].shape) > 2, 0 if isinstance(self._arrays[name], np.ndarray) else None
 
     def view(self, name: str, index: Index) -> np.ndarray:
         """As `Checkpoint.view`."""
@@ -157,15 +157,20 @@ def read(
     index: Index = (),
     *,
     dtype: Any = None,
+    out: np.ndarray | None = None,
     overflowed: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """A parameter, or the part of it that `index` says, each layer put in its place as it is read.
 
-    `overflowed` is called when a finite number does not fit `dtype`.
+    Args:
+      dtype: of the numbers given; None keeps theirs.
+      out: memory for them, of their shape and of the dtype wanted; None: memory of their own.
+      overflowed: called when a finite number does not fit the dtype.
     """
     shape, source = parameters.shapes[name].shape, np.dtype(parameters.shapes[name].dtype)
     index = full(index, shape)
-    out = _aligned([part.stop - part.start for part in index], np.dtype(dtype or source))
+    if out is None:
+        out = _aligned([part.stop - part.start for part in index], np.dtype(dtype or source))
     stacked, axis = parameters.order(name)
     if stacked:
         layers = [(slice(layer, layer + 1), *index[1:]) for layer in range(index[0].start, index[0].stop)]

@@ -195,7 +195,7 @@ class _Target:
         total = sum(info.nbytes for info in tensors.values())
         job = _Job(parameters, tensors, goal.table(config), self.progress, total)
         if self.to == "orbax":
-            orbax.save(path, tensors, job.arrays(), goal, config)
+            orbax.save(path, tensors, job.read, job.axes(), goal, config)
         elif self.destination.suffix == ".safetensors":
             write_file(path, tensors, job.chunks)
         elif self.destination.suffix in torch_files.SUFFIXES:
@@ -241,12 +241,15 @@ class _Job:
             yield chunk
             self._advance(chunk.nbytes)
 
-    def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
-        """(name, elements) of every parameter, one after the other, on the host."""
-        for name, info in self._tensors.items():
-            overflowed = functools.partial(self.overflowed.add, name)
-            yield name, read(self._parameters, name, dtype=info.dtype, overflowed=overflowed)
-            self._advance(info.nbytes)
+    def axes(self) -> dict[str, int | None]:
+        """By parameter, the axis along which parts of it are read as fast as all of it; None: it is read whole."""
+        orders = {name: self._parameters.order(name) for name in self._tensors}
+        return {name: None if axis is None else axis + stacked for name, (stacked, axis) in orders.items()}
+
+    def read(self, name: str, index: tuple[slice, ...], out: np.ndarray) -> None:
+        """Put a part of a parameter into memory of its shape and dtype."""
+        read(self._parameters, name, index, out=out, overflowed=functools.partial(self.overflowed.add, name))
+        self._advance(out.nbytes)
 
     def _advance(self, count: int) -> None:
         self._done += count

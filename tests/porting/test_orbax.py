@@ -1,5 +1,6 @@
 """What is written piece by piece is what orbax itself reads."""
 
+import collections
 import errno
 import os
 
@@ -28,7 +29,14 @@ ARRAYS = {
 def test_orbax_reads_every_dtype_and_shape_without_being_told(tmp_path, monkeypatch):
     monkeypatch.setattr(orbax, "LEAST_BYTES", 64)
     tensors = {name: TensorInfo(array.dtype, array.shape) for name, array in ARRAYS.items()}
-    orbax.save(tmp_path / "there", tensors, iter(ARRAYS.items()), layouts("wan")["kaleido"], SMALL["wan"])
+    strips = []
+
+    def read(name: str, index: tuple[slice, ...], out: np.ndarray) -> None:
+        out[...] = ARRAYS[name][(*index, ...)]
+        strips.append(name)
+
+    axes = {"stack": 2, "number": 0, "wide": None, "half": 0, "zeros": 0, "prime": 1}
+    orbax.save(tmp_path / "there", tensors, read, axes, layouts("wan")["kaleido"], SMALL["wan"])
     with ocp.StandardCheckpointer() as checkpointer:
         found = checkpointer.restore(tmp_path / "there" / "arrays")
     assert {name: (x.dtype, x.shape, x.tobytes()) for name, x in found.items()} == {
@@ -37,6 +45,8 @@ def test_orbax_reads_every_dtype_and_shape_without_being_told(tmp_path, monkeypa
     pieces = {name: len(list((tmp_path / "there" / "arrays" / name).glob("[0-9]*"))) for name in ARRAYS}
     # At most 64 bytes each, or, where no prime below 11 divides an axis, as few as can be; none is filled up.
     assert pieces == {"stack": 28, "number": 1, "wide": 1, "half": 6, "zeros": 2, "prime": 1}
+    # Read in strips as wide as a piece: "stack" is cut in 1 x 2 x 14, and "half" in 6 x 1.
+    assert collections.Counter(strips) == {"stack": 14, "number": 1, "wide": 1, "half": 6, "zeros": 1, "prime": 1}
     # What was hashed while it was written is what lies there.
     files = verify(tmp_path / "there")["files"]
     assert {name: entry for name, entry in file_entries(tmp_path / "there").items() if name != "manifest.json"} == files
