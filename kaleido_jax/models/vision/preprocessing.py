@@ -80,8 +80,12 @@ class Preprocessing:
         if self.crop is not None:
             top, left = ((size - self.crop) // 2 for size in picture.shape[:2])
             picture = picture[top : top + self.crop, left : left + self.crop]
-        mean, std = np.float32(self.mean), np.float32(self.std)
-        return (picture.astype(np.float32) / np.float32(255) - mean) / std
+        # Rows of pixels with their channels side by side: over an axis of three, numpy takes several times as long.
+        flat = picture.reshape(len(picture), -1).astype(np.float32)
+        flat /= np.float32(255)
+        flat -= np.tile(np.float32(self.mean), picture.shape[1])
+        flat /= np.tile(np.float32(self.std), picture.shape[1])
+        return flat.reshape(picture.shape)
 
     def _resized(self, picture: UInt8[np.ndarray, "_ _ 3"]) -> UInt8[np.ndarray, "_ _ 3"]:
         """8-bit again, as the libraries that the releases used leave it."""
@@ -93,8 +97,9 @@ class Preprocessing:
         if self.antialias:
             return np.asarray(Image.fromarray(picture).resize(to[::-1], _PILLOW[self.method]))
         rows, columns = (_taps(n, m, self.method) for n, m in zip((height, width), to))
-        resized = _summed(_summed(picture.astype(np.float32), rows).transpose(1, 0, 2), columns).transpose(1, 0, 2)
-        return np.clip(np.round(resized), 0, 255).astype(np.uint8)
+        resized = _summed(_summed(picture.astype(np.float32), rows).transpose(1, 0, 2), columns)
+        np.clip(np.rint(resized, out=resized), 0, 255, out=resized)
+        return resized.astype(np.uint8).transpose(1, 0, 2)
 
 
 @functools.lru_cache(maxsize=64)
@@ -107,13 +112,18 @@ def _taps(size: int, to: int, method: Method) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _summed(x: np.ndarray, taps: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """A picture float32 `[n, m, 3]` resized along its first axis: a few sums cost less than a product of matrices, and
-    leave the other cores alone."""
+    """A picture float32 `[n, m, 3]` resized along its first axis: a few sums of whole lines cost less than a product of
+    matrices, and leave the other cores alone."""
     places, weights = taps
-    total = weights[:, 0, None, None] * x[places[:, 0]]
+    lines = x.reshape(len(x), -1)
+    total = np.take(lines, places[:, 0], axis=0)
+    total *= weights[:, 0, None]
+    part = np.empty_like(total)
     for i in range(1, places.shape[1]):
-        total += weights[:, i, None, None] * x[places[:, i]]
-    return total
+        np.take(lines, places[:, i], axis=0, out=part, mode="clip")  # without a mode it goes through a buffer
+        part *= weights[:, i, None]
+        total += part
+    return total.reshape(-1, *x.shape[1:])
 
 
 def wan_image(pictures: Float[Array, "b y x 3"]) -> Float32[Array, "b 224 224 3"]:
