@@ -10,6 +10,7 @@ import numpy as np
 from kaleido_jax.curation import pictures, rle
 from kaleido_jax.curation.dataset import decoded
 from kaleido_jax.curation.store import write_bytes
+from kaleido_jax.data.folder import WEIGHTS
 from kaleido_jax.data.loader import stored_source
 
 MOST_REFERENCES = 3  # Kaleido's loader reads ref1.png to ref3.png
@@ -23,17 +24,20 @@ def samples(dataset: Path, split: str) -> Iterator[Mapping[str, Any]]:
 
 
 def kaleido(dataset: Path, output: Path, split: str = "pretrain") -> int:
-    """Writes labels/ID.txt, videos/ID.mp4 and references/ID/ref1.png ... below `output`; returns how many samples."""
-    count = 0
+    """Writes labels/ID.txt, videos/ID.mp4 and references/ID/ref1.png ... below `output`, and in weights.json how often
+    to draw each; returns how many samples."""
+    count, weights = 0, {}
     for sample in samples(dataset, split):
         count += 1
         name = sample["id"].decode()
+        weights[name] = float(sample["weight"])
         write_bytes(output / "videos" / f"{name}.mp4", sample["video"])
         # Kaleido's loader reads the first line only.
         label = " ".join(sample["caption"].decode().split())
         write_bytes(output / "labels" / f"{name}.txt", label.encode() + b"\n")
         for number, content in enumerate(sample["references"][:MOST_REFERENCES], 1):
             write_bytes(output / "references" / name / f"ref{number}.png", content)
+    write_bytes(output / WEIGHTS, json.dumps(weights, sort_keys=True).encode())
     return count
 
 

@@ -70,6 +70,8 @@ class EncodedData:
         self.identities: list[str] = column("identities")
         self.buckets = np.asarray(column("buckets"), np.int32)  # [samples], into description["buckets"]
         self.reference_counts = np.asarray(column("references"), np.int32)  # [samples]
+        alike = "weights_sha256" not in self.description
+        self.weights = np.ones(len(self.identities)) if alike else np.asarray(column("weights"), np.float64)
         if not self.identities:
             raise InputError(f"{self.folder} holds no samples")
         self._paths = [str(self.folder / index["file"]) for index in indexes if index["identities"]]
@@ -154,6 +156,7 @@ def write_encoded(
     encode_texts: Callable[[Sequence[str]], Sequence[np.ndarray]],
     buckets: Sequence[str],
     provenance: Mapping[str, Any],
+    weights: Sequence[float] | None = None,
     shard_size: int = 256,
     batch: int = 8,
     workers: int = 2,
@@ -173,6 +176,7 @@ def write_encoded(
       encode_texts: prompts -> of each its real tokens [m, d].
       buckets: the shapes that videos may have, as "HEIGHTxWIDTHxFRAMES".
       provenance: what the samples are made of and with; a folder that was written with another one is refused.
+      weights: how often training draws each sample, relative to each other; None: all alike.
       shard_size, batch: samples of a shard, and of them encoded together. workers: samples read at a time.
       part: (i, n) writes every n-th shard from the i-th, for n jobs on one folder.
       most_rejected: the share of a shard's samples that may be rejected.
@@ -194,6 +198,8 @@ def write_encoded(
         "buckets": list(buckets),
         "provenance": dict(provenance),
     }
+    if weights is not None:
+        description["weights_sha256"] = hashlib.sha256(np.asarray(weights, np.float64).tobytes()).hexdigest()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -209,6 +215,7 @@ def write_encoded(
         with written_whole(path) as temporary:
             temporary.write_text(json.dumps(description, indent=1))
 
+    weight_of = dict(zip(identities, weights)) if weights is not None else None
     index_of = lambda number: folder / f"{number:05d}.json"
     mine = range(part[0], shards, part[1])
     waiting = [number for number in mine if not index_of(number).is_file()]
@@ -229,6 +236,8 @@ def write_encoded(
                 f"{most_rejected:.1%}; the first is {printable(name)}: {reason}"
             )
         rejected |= index["rejected"]
+        if weight_of is not None:
+            index["weights"] = [float(weight_of[name]) for name in index["identities"]]
         with written_whole(index_of(number)) as temporary:
             temporary.write_text(json.dumps(index))
         progress(len(mine) - len(waiting) + place + 1, len(mine))

@@ -1,9 +1,13 @@
 """A folder of files in the layout of Kaleido's release: videos/ID.mp4, labels/ID.txt, references/ID/ref1.png ...
 
+Beside them may be weights.json, {ID: how often the sample is drawn, relative to the others}, as curation writes it.
+
 Where the released loader drops all but a label's first line, takes a missing label for an empty one and skips frames by
 whole strides, this one joins the lines, refuses the sample, and samples frames by their time stamps.
 """
 
+import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +22,8 @@ from kaleido_jax.media.images import read_bytes, read_image
 from kaleido_jax.media.references import fit_on_white
 
 MAX_LABEL_BYTES = 1_000_000
+MAX_WEIGHTS_BYTES = 1 << 30
+WEIGHTS = "weights.json"
 _REFERENCE = re.compile(r"ref([1-9]\d*)\.(png|jpg|jpeg|webp)", re.IGNORECASE)
 
 
@@ -41,6 +47,29 @@ def identities(folder: str | Path) -> list[str]:
             "references/ID/ref1.png, ref2.png ..."
         )
     return found
+
+
+def weights(folder: str | Path, names: Sequence[str]) -> list[float] | None:
+    """How often to draw each of these samples, relative to each other; None if the folder says nothing of it.
+
+    Raises:
+      InputError: weights.json is no JSON object, or has no number above 0 for one of the samples.
+    """
+    path = Path(folder) / WEIGHTS
+    if not path.is_file():
+        return None
+    shown = printable(str(path))
+    try:
+        found = json.loads(read_bytes(path, MAX_WEIGHTS_BYTES, "the samples' weights"))
+    except ValueError as error:
+        raise InputError(f"{shown}: is no JSON ({error}).") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{shown}: is no JSON object; write {{ID: weight}}.")
+    for name in names:
+        value = found.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise InputError(f"{shown}: has {value!r} for {printable(name)}; write a number above 0 for every sample.")
+    return [float(found[name]) for name in names]
 
 
 def read_sample(

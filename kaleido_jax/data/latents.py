@@ -59,6 +59,7 @@ class LatentCache:
         counts = [len(self._shards[shard][3][row]["subjects"]) for shard, row in self._rows]
         self.reference_counts = np.asarray(counts, np.int32)  # [samples]
         self.buckets = np.zeros(len(counts), np.int32)  # [samples]; all videos are of one shape
+        self.weights = np.ones(len(counts))  # [samples]; the world is drawn evenly
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -113,6 +113,7 @@ def encode(
         "references": data.references,
     }
     rejected: dict[str, str] = {}
+    of_folder = str(source) != WORLD
     for split, names in splits.items():
         began = time.monotonic()
 
@@ -128,6 +129,8 @@ def encode(
             encode_texts=encoders.texts,
             buckets=list(map(str, data.shapes)),
             provenance=provenance,
+            # What is held out is measured, each sample once.
+            weights=folder_data.weights(source, names) if of_folder and split == "train" else None,
             shard_size=shard_size,
             batch=batch,
             workers=workers,

@@ -33,6 +33,9 @@ PATIENCE, STARTING = 30.0, 120.0
 class CachedSource:
     """Batches of latents that are on disk, in an order shuffled anew each epoch.
 
+    An epoch draws as many samples as there are. Where they have weights, each comes as often as its weight over their
+    mean, rounded up or down: which, the epoch decides, so that over many it comes out right (systematic sampling).
+
     A batch holds videos of one shape. With `reference_buckets` it holds samples of one reference count too, so there is
     one program for each; otherwise counts are mixed in one program. What does not fill a batch is left for another
     epoch's shuffle.
@@ -55,7 +58,7 @@ class CachedSource:
 
     @property
     def batches_per_epoch(self) -> int:
-        return sum(int(n) // self.size for n in np.bincount(self._buckets()))
+        return sum(count // self.size for count in self._drawn().values())
 
     def _slots(self) -> np.ndarray:
         """The number of reference slots that each sample is given."""
@@ -65,6 +68,11 @@ class CachedSource:
     def _buckets(self) -> np.ndarray:
         """A number for every sample, equal for those that may share a batch."""
         return self.cache.buckets * (self.config.references + 1) + self._slots()
+
+    def _drawn(self) -> dict[int, int]:
+        """How many samples of each bucket an epoch draws."""
+        totals = np.bincount(self._buckets(), self.cache.weights / self.cache.weights.mean())
+        return {bucket: round(total) for bucket, total in enumerate(totals.tolist()) if total}
 
     def batch(self, step: int) -> Batch:
         epoch, place = divmod(step, self.batches_per_epoch)
@@ -84,6 +92,9 @@ class CachedSource:
             batches = []
             for bucket in np.unique(buckets):
                 members = order[buckets[order] == bucket]
+                if np.ptp(self.cache.weights) > 0:
+                    weights, count = self.cache.weights[members], self._drawn()[int(bucket)]
+                    members = members[_systematic(weights, count, random)]
                 batches += [members[i : i + self.size] for i in range(0, len(members) - self.size + 1, self.size)]
             plan = [batches[i] for i in random.permutation(len(batches))]
             for old in [other for other in list(self._plans) if abs(other - epoch) > 1]:
@@ -112,6 +123,13 @@ class CachedSource:
         dropped = random.random(len(samples)) < self.config.text_dropout
         texts = [self.cache.empty_text if drop else s.text for s, drop in zip(samples, dropped)]
         return padded(texts, self.config.text_tokens)
+
+
+def _systematic(weights: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
+    """`count` places in a new order, each as often as its share of the weights, rounded up or down."""
+    edges = np.cumsum(weights)
+    points = (np.arange(count) + random.random()) * (edges[-1] / max(count, 1))
+    return random.permutation(np.minimum(np.searchsorted(edges, points, side="right"), len(weights) - 1))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from kaleido_jax.curation.audit import Result, read_votes, write_page
 from kaleido_jax.curation.engine import curate
 from kaleido_jax.curation.readers import READERS, read, tables
 from kaleido_jax.curation.report import funnel, write_report
+from kaleido_jax.data import folder
 from kaleido_jax.errors import InputError, UsageError
 from kaleido_jax.evaluation.intervals import Share
 from tests.curation.scenery import FPS, FRAMES, SIZE, tiny, write_balls
@@ -58,6 +59,7 @@ def curated(tmp_path_factory):
 
 def test_kaleidos_folder_is_written_and_read(curated, tmp_path):
     assert writers.kaleido(curated / "out" / "dataset", tmp_path) == 3
+    assert folder.weights(tmp_path, folder.identities(tmp_path)) == pytest.approx([1.0] * 3)
     sources = list(read(replace(tiny(), reader="kaleido", license="mine"), tmp_path))
     assert len(sources) == 3 and all(source.references and source.license == "mine" for source in sources)
     assert sorted(source.caption for source in sources)[-1] == "two balls"

@@ -1,9 +1,12 @@
 """`kaleido data encode` on a folder in the layout of Kaleido's release, and training a recipe on what it wrote."""
 
 import dataclasses
+import functools
 import hashlib
 import json
+import math
 import shutil
+import types
 import warnings
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from kaleido_jax.cli.main import main
 from kaleido_jax.data.buckets import VideoBucket, longest
 from kaleido_jax.data.encoded import EncodedData, write_encoded
 from kaleido_jax.data.folder import identities, read_sample
+from kaleido_jax.data.folder import weights as folder_weights
 from kaleido_jax.errors import ExitCode, InputError, StorageError, UsageError
 from kaleido_jax.media.clips import read_video
 from kaleido_jax.testing.tiny import TINY_CONFIG, WORDS, tiny_bundle
@@ -56,7 +60,12 @@ def pairs(tmp_path_factory):
     shutil.copy(folder / "labels" / "clip0.txt", folder / "labels" / "none.txt")
     shutil.copytree(folder / "references" / "clip0", folder / "references" / "none")
     shutil.copy(folder / "videos" / "clip0.mp4", folder / "videos" / "unlabelled.mp4")
+    (folder / "weights.json").write_text(json.dumps({name: weight_of(name) for name in identities(folder)}))
     return folder
+
+
+def weight_of(name):
+    return 3.0 if name == "clip1" else 1.0
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +132,8 @@ def test_what_is_written_is_what_the_networks_make_of_it(encoded, pairs, model):
     smallest = sorted(identities(pairs), key=lambda name: hashlib.sha256(name.encode()).digest())[:HELDOUT]
     assert set(splits["heldout"].identities) <= set(smallest)
     data, bundle = splits["train"], load_bundle(model)
+    assert data.weights.tolist() == [weight_of(name) for name in data.identities]
+    assert (splits["heldout"].weights == 1).all()  # measured evenly
     buckets = [VideoBucket.parse(text) for text in data.description["buckets"]]
     assert {str(buckets[i]) for i in data.buckets} == {"32x48x5", "48x32x5"}
     sample = data[0]
@@ -236,6 +247,55 @@ def test_too_many_rejects_and_other_samples_are_errors(tmp_path):
     assert write_encoded(tmp_path / "all", identities=["x"], most_rejected=1.0, **common) == {"x": "x is bad"}
     with pytest.raises(InputError, match="holds no samples"):
         EncodedData(tmp_path / "all")
+
+
+def test_samples_come_as_often_as_their_weights_say(tmp_path):
+    """And the batch of a step is the same for everybody who asks for it."""
+    weights = {"a": 0.5, "b": 0.5, "c": 1.25, "d": 3.0, "e": 0.75, "f": 1.0, "g": 1.0, "h": 0.4}
+    sample = types.SimpleNamespace(
+        video=np.zeros((1, 4, 4, 3), np.uint8), references=[(np.zeros((4, 4, 3), np.uint8), 1)], prompt="", masks=None
+    )
+    write = functools.partial(
+        write_encoded,
+        identities=list(weights),
+        read=lambda name: sample,
+        encode_videos=lambda clips: clips[..., :1],
+        encode_texts=lambda texts: [np.zeros((1, 2), np.float32) for _ in texts],
+        buckets=["4x4x1"],
+        provenance={},
+        shard_size=3,
+    )
+    write(tmp_path, weights=list(weights.values()))
+    with pytest.raises(StorageError, match="written with another weights_sha256"):
+        write(tmp_path, weights=[1.0] * len(weights))
+    one, other = source(tmp_path), source(tmp_path)
+    assert one.batches_per_epoch == len(weights)
+    epochs = 200
+    names = [one.names(step)[0] for step in range(epochs * len(weights))]
+    assert [other.names(step)[0] for step in (1500, 3, 700)] == [names[step] for step in (1500, 3, 700)]
+    mean = np.mean(list(weights.values()))
+    for name, weight in weights.items():
+        counts = [names[i : i + len(weights)].count(name) for i in range(0, len(names), len(weights))]
+        assert set(counts) <= {math.floor(weight / mean), math.ceil(weight / mean)}
+        # Of each epoch's count the standard deviation is at most 1/2.
+        assert np.mean(counts) == pytest.approx(weight / mean, abs=4 * 0.5 / math.sqrt(epochs))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"x": 1', "is no JSON"),
+        ("[1, 1]", "is no JSON object"),
+        ('{"x": 1}', "has None for y"),
+        ('{"x": 1, "y": 0}', "has 0 for y; write a number above 0"),
+        ('{"x": NaN, "y": 1}', "has nan for x"),
+    ],
+)
+def test_weights_that_cannot_be_used_are_named(tmp_path, text, says):
+    assert folder_weights(tmp_path, ["x", "y"]) is None
+    (tmp_path / "weights.json").write_text(text)
+    with pytest.raises(InputError, match=says):
+        folder_weights(tmp_path, ["x", "y"])
 
 
 def test_clips_cover_the_nearest_shape(tmp_path):
