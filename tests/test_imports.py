@@ -17,7 +17,9 @@ PACKAGE = ROOT / "kaleido_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # The layers, lowest first: a room may import itself, its own layer where that is marked, and every layer below.
-VOCABULARY = {"layout", "rope", "masks", "typing", "config", "errors", "tree", "names", "table", "manifest"}
+VOCABULARY = {
+    *("layout", "rope", "masks", "typing", "config", "errors", "tree", "names", "table", "packing", "manifest"),
+}
 ATTENTION = VOCABULARY | {"attention"}
 METHODS = ATTENTION | {"models", "diffusion", "methods", "endpoints", "describers"}
 WEIGHTS = METHODS | {"adapters", "porting", "parallel"}

@@ -16,6 +16,7 @@ from kaleido_jax.diffusion import flow, guidance
 from kaleido_jax.errors import UsageError
 from kaleido_jax.layout import Contents, Grid, TokenLayout, patchify, unpatchify
 from kaleido_jax.names import lookup
+from kaleido_jax.packing import packed
 from kaleido_jax.table import TokenTable
 from kaleido_jax.tree import pytree
 from kaleido_jax.typing import AnyArray, Array, Float, Int
@@ -212,19 +213,66 @@ def loss_parts(
       emphasis: how much each of the video's tokens counts in its mean; None: all alike.
       decode: for a method of which a part of the loss is on pixels.
     """
-    level = method.levels(layout, times)[:, :, None, None, None]
-    table = method.table(layout, times, condition)
-    tokens = method.tokens(flow.add_noise(clean, noise, level), condition, patch)
-    image = method.image(condition, patch)
-    given = {} if image is None else {"image": image}
-    out = network(tokens, table, condition.text, layout=layout, **given)
-    target = method.targets(flow.velocity_target(clean, noise), condition, patch)
+    draw = Draw(clean=clean, noise=noise, times=times, condition=condition, layout=layout, emphasis=emphasis)
+    return packed_loss_parts(method, network, [draw], patch=patch, decode=decode)[0]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Draw:
+    """Samples of one layout with what was drawn for them: arguments of `loss_parts`."""
+
+    clean: Float[Array, "b f h w z"]
+    noise: Float[Array, "b f h w z"]
+    times: Float[Array, "b draws"]
+    condition: Condition
+    layout: TokenLayout
+    emphasis: Float[Array, "b n"] | None = None
+
+
+def packed_loss_parts(
+    method: Method, network: Network, draws: Sequence[Draw], *, patch: Grid, decode: Decode | None = None
+) -> list[dict[str, Float[Array, "b"]]]:
+    """`loss_parts` of each of several draws, whose samples lie in the same sequences: row i has sample i of each.
+
+    A sample reads its own tokens and prompt alone, so its loss is what it is by itself.
+
+    Raises:
+      UsageError: there are several, and the method has an image branch, which all of a sequence reads.
+    """
+    tokens, tables, images = [], [], []
+    for one in draws:
+        level = method.levels(one.layout, one.times)[:, :, None, None, None]
+        tables.append(method.table(one.layout, one.times, one.condition))
+        tokens.append(method.tokens(flow.add_noise(one.clean, one.noise, level), one.condition, patch))
+        images += [image for image in (method.image(one.condition, patch),) if image is not None]
+    if images and len(draws) > 1:
+        raise UsageError(
+            f"data.packed is True, but {method.name}'s image branch is read by a whole sequence; train without it"
+        )
+    layout, table = packed([one.layout for one in draws], tables)
+    join = lambda pieces: pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=1)
+    given = {"image": images[0]} if images else {}
+    text = join([one.condition.text for one in draws])
+    out = network(join(tokens), table, text, layout=layout, **given).astype(jnp.float32)
+    found, start = [], 0
+    for one, own in zip(draws, tables):
+        size = sum(segment.tokens for segment in one.layout.select("visual") if segment.target)
+        found.append(_loss_parts_of(method, out[:, start : start + size], own, one, patch=patch, decode=decode))
+        start += size
+    return found
+
+
+def _loss_parts_of(
+    method: Method, out: Float[Array, "b n p"], table: TokenTable, draw: Draw, *, patch: Grid, decode: Decode | None
+) -> dict[str, Float[Array, "b"]]:
+    """`loss_parts`, given the network's answer for the target segments."""
+    layout, emphasis = draw.layout, draw.emphasis
+    target = method.targets(flow.velocity_target(draw.clean, draw.noise), draw.condition, patch)
     counted = [i for i, segment in enumerate(layout.select("visual")) if segment.target]
     places = [layout.indices("visual")[i] for i in counted]
     if emphasis is not None:  # of the video, which comes last
         others = target.shape[1] - emphasis.shape[1]
         emphasis = jnp.pad(emphasis, ((0, 0), (others, 0)), constant_values=1.0)
-    out = out.astype(jnp.float32)
     own = flow.segment_loss(
         out,
         target,
@@ -239,7 +287,7 @@ def loss_parts(
         parts[kind] = parts[kind] + loss if kind in parts else loss
     if method.decodes:
         assert decode is not None, "this method's loss is on pixels: give decode"
-        parts["pixels"] = method.decoded_loss(out, condition, layout=layout, patch=patch, decode=decode)
+        parts["pixels"] = method.decoded_loss(out, draw.condition, layout=layout, patch=patch, decode=decode)
     return parts
 
 

@@ -124,9 +124,13 @@ class LowRank(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """kernel [inputs, outputs] and bias [outputs], and where one is tuned a low-rank change beside them."""
+    """kernel [inputs, outputs] and bias [outputs], and where one is tuned a low-rank change beside them.
+
+    A kernel that is not trained may lie there as int8; then each output is multiplied by its int8_scale [1, outputs].
+    """
 
     low_rank: LowRank | None = None
+    int8_scale: nnx.Param | None = None
 
     def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs, *, init: Any = None, bias: bool = True):
         init = nnx.initializers.xavier_uniform() if init is None else init
@@ -134,7 +138,13 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32)) if bias else None
 
     def __call__(self, x: Float[Array, "*rows i"]) -> Float[Array, "*rows o"]:
-        y = linear(x, self.kernel[...], None if self.bias is None else self.bias[...])
+        bias = None if self.bias is None else self.bias[...]
+        if self.int8_scale is None:
+            y = linear(x, self.kernel[...], bias)
+        else:  # whole numbers up to 127 lose nothing in bfloat16; scaled afterwards, no kernel is ever made of them
+            y = linear(x, self.kernel[...].astype(x.dtype)).astype(jnp.float32)
+            y = (y * jnp.expand_dims(self.int8_scale[...][0], range(y.ndim - 1))).astype(x.dtype)
+            y = y if bias is None else y + jnp.expand_dims(bias.astype(x.dtype), range(y.ndim - 1))
         return y if self.low_rank is None else y + self.low_rank(x)
 
 

@@ -46,7 +46,7 @@ TABLE: tuple[tuple[str, Roles], ...] = (
     (r"blocks\.mlp\.first\.bias", _SPLIT),
     (r"blocks\.mlp\.second\.kernel", _ROWS),
     (r"blocks\.mlp\.second\.bias", _WHOLE),
-    (r"blocks\..+\.low_rank\.[ab]", (LAYERS, None, None)),
+    (r"blocks\..+\.(low_rank\.[ab]|int8_scale)", (LAYERS, None, None)),
     (r"blocks\.modulation", (LAYERS, None, None)),
     (r"blocks\.(cross|emphasis)_norm\.(scale|bias)", _WHOLE),
     (r"(text|time|pooled|guidance)_embedding\.first\.kernel", (None, "tensor")),

@@ -34,6 +34,7 @@ class DataConfig:
     heldout: int = 96  # samples for the held-out loss
     folder: str = ""  # of the cache or the encoded data; empty: "latents" in the work directory
     buckets: tuple[str, ...] = ()  # further shapes, "HEIGHTxWIDTHxFRAMES", that encoded videos may have
+    packed: bool = False  # short samples share a sequence, no longer than the longest sample; a batch is of sequences
     unreadable: float = 0.001  # share of an encoded data set's records that may be replaced by others
     text_tokens: int = 32
     text_embeddings: bool = False  # batches hold a frozen text encoder's output instead of token ids
@@ -59,6 +60,8 @@ class DataConfig:
             raise ValueError(f"data.references must be at least 1, got {self.references}")
         if self.source == "encoded" and not self.text_embeddings:
             raise ValueError("data.text_embeddings is False; encoded data holds a text encoder's output")
+        if self.packed and self.source == "world":
+            raise ValueError("data.packed is True, but data.source is world, whose samples are all of one shape")
         for bucket in self.buckets:
             VideoBucket.parse(bucket)
         for name in ("text_dropout", "reference_subsets", "single_shots", "cross_pairs", "perturbed", "unreadable"):
@@ -183,14 +186,18 @@ class Experiment:
             raise ValueError(
                 "lora.rank is 0, but preference.pairs are trained on; the reference model is the one without the LoRA"
             )
+        if self.preference.pairs and self.data.packed:
+            raise ValueError("data.packed is True, but preference.pairs are trained on, which are all of one shape")
+        if self.image_encoder and self.data.packed:
+            raise ValueError("data.packed is True, but what image_encoder makes is read by a whole sequence")
         if self.lora.rank and not self.start_from:
             raise ValueError(f"lora.rank is {self.lora.rank}, but start_from is empty; name the model that it changes")
 
 
 # What a run keeps from its first start: everything that shapes its state, its batches or their order.
 _FIXED = re.compile(
-    r"seed|method|scheme|options|(transformer|text)\.(?!dtype).*|train\.batch|flow\..*|optimizer\.kind|"
-    r"data\.(source|size|width|frames|references|reference_frames|reference_buckets|shots|buckets|text_tokens)"
+    r"seed|method|scheme|options|(transformer|text)\.(?!dtype).*|lora\..*|train\.batch|flow\..*|optimizer\.kind|"
+    r"data\.(source|size|width|frames|references|reference_frames|reference_buckets|shots|buckets|packed|text_tokens)"
 )
 
 

@@ -30,7 +30,7 @@ from kaleido_jax.training.metrics import Metrics, Rate, bar, duration, report
 from kaleido_jax.training.run import Run
 from kaleido_jax.training.signals import Signals
 from kaleido_jax.training.sources import CachedSource, Source, stream
-from kaleido_jax.training.state import Batch, TrainState, size
+from kaleido_jax.training.state import Batch, Packed, TrainState, parts_of, size
 from kaleido_jax.training.step import EVALUATION_TIMES
 from kaleido_jax.training.watchdog import Watchdog
 
@@ -87,11 +87,12 @@ class Training:
         self._began = self._window = time.monotonic()
         self._earlier = seconds
         self._waited, self._workers = self.clock.spent.get(DATA, 0.0), run.experiment.data.workers
-        self._shapes: list[Batch] = []  # of batches that there are programs for
+        self._shapes: list[Batch | Packed] = []  # of batches that there are programs for
         self._pending: list[tuple[int, dict[str, Any]]] = []
         mesh = run.programs.mesh
         self._devices = jax.devices()[:1] if mesh is None else list(mesh.devices.flat)
         self._peak, self._operations = peak_of(self._devices), 0.0  # a second; of a step, three forward passes
+        self._samples = self.config.batch  # of a step
         ends = f"for {self.config.minutes:g} min" if self.config.minutes else f"to step {self.config.steps}"
         kind = jax.devices()[0].device_kind
         report(f"training {size(state.parameters):,} parameters from step {self.step} on {kind}, {ends}")
@@ -125,7 +126,7 @@ class Training:
                 self.save()
         return finite
 
-    def _go_on(self, batches: Iterator[Batch]) -> bool:
+    def _go_on(self, batches: Iterator[Batch | Packed]) -> bool:
         """The next step and what is due after it; False if it diverged."""
         config, finite = self.config, True
         with self.clock.spending(DATA):
@@ -146,12 +147,14 @@ class Training:
             self.save(wait=False)
         return finite
 
-    def advance(self, batch: Batch) -> None:
+    def advance(self, batch: Batch | Packed) -> None:
         """One step; waits for the step before it, so that the host is one ahead of the device and not more."""
-        batch = self.run.ready(batch, self.source)
-        layout = self.run.programs.layout(batch)
-        tokens, wan = layout.tokens("visual"), self.run.experiment.transformer
-        self._operations = 3.0 * self.config.batch * forward_operations(wan, tokens, layout.tokens("text"))
+        if isinstance(batch, Batch):  # packed ones are latents already
+            batch = self.run.ready(batch, self.source)
+        layouts = [self.run.programs.layout(part) for part in parts_of(batch)]
+        wan, self._samples = self.run.experiment.transformer, self.config.batch * len(layouts)
+        forward = sum(forward_operations(wan, own.tokens("visual"), own.tokens("text")) for own in layouts)
+        self._operations = 3.0 * self.config.batch * forward
         share = jax.device_put(np.float32(self.progress))
         self.state, values = self.run.programs.train(self.state, batch, share)
         if self._pending:
@@ -194,7 +197,7 @@ class Training:
         return {
             "seconds": self.seconds,
             "steps_per_second": rate,
-            "samples_per_second": rate * self.config.batch,
+            "samples_per_second": rate * self._samples,
             "mfu": rate * self._operations / self._peak,
             "memory_gib": most_used(self._devices) / 2**30,
         }

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +22,7 @@ from kaleido_jax.models.wan import WanConfig, WanTransformer
 from kaleido_jax.porting.lora import Lora
 from kaleido_jax.typing import Array
 
+_KERNEL = re.compile(r"blocks\..+\.kernel")
 FACTORS = re.compile(r"(blocks\..+)\.low_rank\.([ab])")
 
 
@@ -31,11 +32,14 @@ class LoraConfig:
 
     alpha: the change is scaled by alpha / rank; 0: by 1. layers: parts of the blocks whose linear maps it changes. The
     defaults are the usual ones of Wan's LoRAs; AnyID names neither its rank nor its layers.
+    base: how the blocks' frozen kernels lie in memory: in the dtype that they are multiplied in, or as "int8" with a
+    scale of each output, which takes half of bfloat16. What is trained is then a change of the rounded weights.
     """
 
     rank: int = 0
     alpha: float = 0.0
     layers: tuple[str, ...] = ("self_attention", "cross_attention", "mlp")
+    base: Literal["dtype", "int8"] = "dtype"
 
     def __post_init__(self) -> None:
         if self.rank < 0 or not self.alpha >= 0:
@@ -56,7 +60,7 @@ def changed_kernels(transformer: WanConfig, lora: LoraConfig) -> dict[str, tuple
     found = {
         name.removesuffix(".kernel"): tuple(leaf.shape)
         for name, leaf in shapes.items()
-        if re.fullmatch(r"blocks\..+\.kernel", name) and lora.changes(name.removesuffix(".kernel"))
+        if _KERNEL.fullmatch(name) and lora.changes(name.removesuffix(".kernel"))
     }
     for layer in lora.layers:
         if not any(f".{layer}." in f"{name}." for name in found):
@@ -87,10 +91,45 @@ def attach(module: WanTransformer, lora: LoraConfig) -> WanTransformer:
     return module
 
 
+def base(module: WanTransformer, lora: LoraConfig) -> WanTransformer:
+    """The transformer as `frozen` weights fit it: with scales of shape alone beside kernels that are int8."""
+    if lora.base != "int8":
+        return module
+    for path, layer in nnx.iter_modules(module):
+        if isinstance(layer, Linear) and path[:1] == ("blocks",):
+            layers, _, outputs = layer.kernel.get_value().shape
+            layer.int8_scale = nnx.Param(jnp.zeros((layers, 1, outputs), jnp.float32))
+    return module
+
+
+def frozen(lora: LoraConfig, dtype: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The weights of a transformer that computes in `dtype`, as a run that trains a LoRA keeps them."""
+    return int8(values) if lora.base == "int8" else frozen_as(dtype, values)
+
+
 def frozen_as(dtype: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """The transformer's frozen weights with the blocks' kernels in the dtype that they are multiplied in anyway."""
-    turn = lambda name, value: value.astype(dtype) if re.fullmatch(r"blocks\..+\.kernel", name) else value
-    return {name: turn(name, value) for name, value in values.items()}
+    return {name: value.astype(dtype) if _KERNEL.fullmatch(name) else value for name, value in values.items()}
+
+
+def int8(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The transformer's weights with the blocks' kernels as whole numbers up to 127, and a scale of each output."""
+    made = dict(values)
+    for name in filter(_KERNEL.fullmatch, values):
+        kernel = values[name].astype(jnp.float32)
+        scale = jnp.maximum(jnp.abs(kernel).max(axis=1, keepdims=True), 1e-12) / 127.0
+        made[name] = jnp.round(kernel / scale).astype(jnp.int8)
+        made[name.removesuffix("kernel") + "int8_scale"] = scale
+    return dict(sorted(made.items()))
+
+
+def unrounded(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The weights that frozen ones stand for: whole numbers times their scales, everything else as it is."""
+    made = {name: value for name, value in values.items() if not name.endswith(".int8_scale")}
+    for name in filter(_KERNEL.fullmatch, made):
+        scale = values.get(name.removesuffix("kernel") + "int8_scale")
+        made[name] = made[name] if scale is None else made[name].astype(jnp.float32) * scale
+    return made
 
 
 def to_lora(transformer: WanConfig, lora: LoraConfig, trained: Mapping[str, Any]) -> Lora:

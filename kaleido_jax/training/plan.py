@@ -176,19 +176,16 @@ def abstract_step(experiment: Experiment) -> _Step:
         graphs[name], weights[name] = abstract(make)
     frozen: dict[str, Any] = {}
     if experiment.lora.rank:
-        graphs["untuned"] = graphs["transformer"]
-        tuned = nnx.eval_shape(lambda: low_rank.attach(made["transformer"](), experiment.lora))
-        graphs["transformer"] = nnx.split(tuned)[0]
-        frozen = weights | {"transformer": _in_dtype(weights["transformer"], transformer.dtype)}
+        base = lambda: low_rank.base(made["transformer"](), experiment.lora)
+        graphs["untuned"] = abstract(base)[0]
+        graphs["transformer"] = abstract(lambda: low_rank.attach(base(), experiment.lora))[0]
+        kept = functools.partial(low_rank.frozen, experiment.lora, transformer.dtype)
+        frozen = weights | {"transformer": jax.eval_shape(kept, weights["transformer"])}
         weights = {"transformer": _factors(experiment)}
     if method.decodes:
         graphs["vae"], frozen["vae"] = abstract(lambda: WanVAE(vae, nnx.Rngs(0)))
     state = jax.eval_shape(functools.partial(create, experiment.optimizer), weights)
     return _Step(experiment, method, step.Networks(**graphs), layout, state, batch, frozen)
-
-
-def _in_dtype(weights: dict[str, Any], dtype: str) -> dict[str, Any]:
-    return jax.eval_shape(functools.partial(low_rank.frozen_as, dtype), weights)
 
 
 def _factors(experiment: Experiment) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from kaleido_jax.parallel import batch_shardings, place
 from kaleido_jax.training import step
 from kaleido_jax.training.experiment import Experiment
 from kaleido_jax.training.metrics import report
-from kaleido_jax.training.state import Batch, Parameters, TrainState, joined
+from kaleido_jax.training.state import Batch, Packed, Parameters, TrainState, joined, parts_of
 from kaleido_jax.typing import AnyArray, Array, Float
 
 
@@ -53,7 +53,7 @@ class Programs:
         kinds = [key[0] for key in self._compiled]  # pyright: ignore[reportIndexIssue]
         return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
 
-    def train(self, state: TrainState, batch: Batch, progress: Array) -> tuple[TrainState, dict[str, Array]]:
+    def train(self, state: TrainState, batch: Batch | Packed, progress: Array) -> tuple[TrainState, dict[str, Array]]:
         """One training step; the state is donated."""
         return self._run("train", step.train_step, (state, batch, progress, self.frozen), batch, donate=(0,))
 
@@ -84,15 +84,19 @@ class Programs:
             self._compile(key, jax.jit(function), (self._vae_parameters, x))
         return self._compiled[key](self._vae_parameters, x)
 
-    def _run(self, kind: str, function: Callable, arguments: tuple, batch: Batch, donate: tuple[int, ...] = ()) -> Any:
-        layout = self.layout(batch)
+    def _run(
+        self, kind: str, function: Callable, arguments: tuple, batch: Batch | Packed, donate: tuple[int, ...] = ()
+    ) -> Any:
+        layouts = tuple(self.layout(part) for part in parts_of(batch))
+        layout = layouts if isinstance(batch, Packed) else layouts[0]
+        video = parts_of(batch)[0].video
         bound = functools.partial(
             function, networks=self._networks, experiment=self._experiment, method=self._method, layout=layout
         )
-        key = (kind, layout, batch.video.shape[0], str(batch.video.dtype))
+        key = (kind, layout, video.shape[0], str(video.dtype))
         if self.mesh is None:
             # By a call of its own, so that transfers that nobody asked for can be forbidden.
-            arguments = tuple(jax.device_put(x) if isinstance(x, Batch) else x for x in arguments)
+            arguments = tuple(jax.device_put(x) if isinstance(x, Batch | Packed) else x for x in arguments)
             if key not in self._compiled:
                 self._compile(key, jax.jit(bound, donate_argnums=donate), arguments)
             return self._compiled[key](*arguments)
@@ -110,7 +114,7 @@ class Programs:
 
     def _spread(self, tree: Any) -> Any:
         """A batch divided over the mesh; of what else is here alone, a copy for every device of every process."""
-        if isinstance(tree, Batch):
+        if isinstance(tree, Batch | Packed):
             return place(tree, batch_shardings(tree, self.mesh))
         if jax.process_count() == 1:
             return tree

@@ -16,7 +16,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from kaleido_jax.bundle import Bundle, BundleConfig, Defaults, merge, parameters, save_bundle
+from kaleido_jax.bundle import Bundle, BundleConfig, Defaults, abstract, merge, parameters, save_bundle
 from kaleido_jax.config import to_json
 from kaleido_jax.data.encoded import EncodedData
 from kaleido_jax.data.latents import LatentCache, write_cache
@@ -42,7 +42,7 @@ from kaleido_jax.training.image_encoder import ImageEncoder
 from kaleido_jax.training.metrics import Rate, duration, report
 from kaleido_jax.training.pairs import PairSource
 from kaleido_jax.training.programs import Programs
-from kaleido_jax.training.sources import CachedSource, Source, WorldSource, padded
+from kaleido_jax.training.sources import CachedSource, PackedSource, Source, WorldSource, padded
 from kaleido_jax.training.state import Batch, Parameters, TrainState, create, joined
 from kaleido_jax.training.step import Networks
 
@@ -107,8 +107,9 @@ class Run:
         modules = nnx.eval_shape(networks)
         graphs = {name: nnx.split(module)[0] for name, module in modules.items()}
         if experiment.lora.rank:
-            graphs["untuned"] = graphs["transformer"]
-            graphs["transformer"] = nnx.split(low_rank.attach(modules["transformer"], experiment.lora))[0]
+            base = low_rank.base(modules["transformer"], experiment.lora)
+            graphs["untuned"] = nnx.split(base)[0]
+            graphs["transformer"] = nnx.split(low_rank.attach(base, experiment.lora))[0]
         if self.method.decodes:
             graphs["vae"] = nnx.split(vae)[0]
         self.networks = Networks(**graphs)
@@ -175,12 +176,11 @@ class Run:
         """Write the averaged weights as a model folder; those of a LoRA are added to the weights that it changes."""
         weights = on_hosts(joined(self.programs.frozen, state.average))
         graph = self.networks.transformer
-        if self.networks.untuned is not None:
-            graph = self.networks.untuned
-            weights["transformer"] = merge_loras(
-                on_hosts(self.programs.frozen)["transformer"], [(self.lora(state), 1.0)]
-            )
         experiment, data, sampling = self.experiment, self.experiment.data, self.experiment.sampling
+        if experiment.lora.rank:
+            graph, _ = abstract(lambda: WanTransformer(experiment.transformer, nnx.Rngs(0)))
+            before = low_rank.unrounded(on_hosts(self.programs.frozen)["transformer"])
+            weights["transformer"] = merge_loras(before, [(self.lora(state), 1.0)])
         frozen = load_text(experiment, on_host()) if data.source == "encoded" else None
         config = BundleConfig(
             name=experiment.name,
@@ -305,15 +305,15 @@ class Run:
                 return SceneSource(**common)
             return GroupSource(**common, factor=self.vae.config.temporal_factor)
         if split == "heldout":  # all references and every prompt: what is measured is the task itself
-            data = dataclasses.replace(data, text_dropout=0.0, reference_subsets=0.0)
+            data = dataclasses.replace(data, text_dropout=0.0, reference_subsets=0.0, packed=False)
         if data.source == "encoded":
             size = experiment.train.batch
             if split == "heldout":  # evaluated without gradients and not in parts: one program for all reference counts
                 data, size = dataclasses.replace(data, reference_buckets=False), size // experiment.train.accumulate
-            return CachedSource(self._encoded(split), None, data, size, experiment.seed)
+            return _packed(CachedSource(self._encoded(split), None, data, size, experiment.seed))
         if split == "heldout" or data.source == "latents":
             cache = LatentCache(self.cache_folder(split), data.heldout if split == "heldout" else data.samples)
-            return CachedSource(cache, self.tokenizer, data, experiment.train.batch, experiment.seed)
+            return _packed(CachedSource(cache, self.tokenizer, data, experiment.train.batch, experiment.seed))
         return WorldSource(self._render(split), self.tokenizer, data, experiment.train.batch, experiment.seed, grid)
 
     def _encoded(self, split: str) -> EncodedData:
@@ -383,6 +383,10 @@ class Run:
         )
 
 
+def _packed(source: CachedSource) -> CachedSource | PackedSource:
+    return PackedSource(source) if source.config.packed else source
+
+
 def _checkpoints(experiment: Experiment, workdir: Path) -> Checkpoints:
     config = experiment.checkpoint
     return Checkpoints(workdir / "checkpoints", keep=config.keep, keep_every=config.keep_every)
@@ -414,8 +418,8 @@ def _initial(
     if experiment.start_from:
         weights, frozen = first_weights(experiment, mesh), {}
         if experiment.lora.rank:
-            dtype = experiment.transformer.dtype
-            frozen = weights | {"transformer": low_rank.frozen_as(dtype, weights["transformer"])}
+            kept = low_rank.frozen(experiment.lora, experiment.transformer.dtype, weights["transformer"])
+            frozen = weights | {"transformer": kept}
             made = low_rank.factors(experiment.transformer, experiment.lora, experiment.seed)
             weights = {"transformer": made}
         if mesh is None:

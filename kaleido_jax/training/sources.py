@@ -4,12 +4,14 @@ A source is a pure function of the step, so a resumed run sees what an undisturb
 number of loader workers. All samples of a batch fill one bucket: the video's shape and the number of reference slots.
 """
 
+import math
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import grain
@@ -20,10 +22,11 @@ from kaleido_jax.data.encoded import EncodedData
 from kaleido_jax.data.latents import LatentCache, Sample, subject_share
 from kaleido_jax.errors import InputError, PeerLost, printable
 from kaleido_jax.models.text import Tokenizer
+from kaleido_jax.packing import rows
 from kaleido_jax.training.experiment import DataConfig
 from kaleido_jax.training.groups import GroupSource, SceneSource
 from kaleido_jax.training.pairs import PairSource
-from kaleido_jax.training.state import Batch
+from kaleido_jax.training.state import Batch, Packed
 
 # Seconds without a batch that end a run: from the second batch on, and before the first, whose readers start up.
 PATIENCE, STARTING = 30.0, 120.0
@@ -38,7 +41,7 @@ class CachedSource:
 
     A batch holds videos of one shape. With `reference_buckets` it holds samples of one reference count too, so there is
     one program for each; otherwise counts are mixed in one program. What does not fill a batch is left for another
-    epoch's shuffle.
+    epoch's shuffle. Where data is packed, batches of short samples are laid side by side.
     """
 
     cache: LatentCache | EncodedData
@@ -47,7 +50,7 @@ class CachedSource:
     size: int  # samples of a batch
     seed: int
     pixels: bool = False
-    _plans: dict[int, list[np.ndarray]] = field(init=False, repr=False, compare=False, default_factory=dict)
+    _plans: dict[int, list[list[np.ndarray]]] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.batches_per_epoch:
@@ -58,7 +61,21 @@ class CachedSource:
 
     @property
     def batches_per_epoch(self) -> int:
-        return sum(count // self.size for count in self._drawn().values())
+        return sum(times for _, times in self._rows)
+
+    @cached_property
+    def _rows(self) -> list[tuple[tuple[int, ...], int]]:
+        """The buckets of batches that lie side by side, and how many times an epoch they do."""
+        buckets = self._buckets()
+        batches = {kind: count // self.size for kind, count in self._drawn().items()}
+        if not self.config.packed:
+            return [((kind,), count) for kind, count in batches.items()]
+        tokens, slots = {}, self._slots()
+        for kind in batches:  # counted before patches are cut
+            first = int(np.argmax(buckets == kind))
+            sample = self.cache[first]
+            tokens[kind] = math.prod(sample.video.shape[:3]) + int(slots[first]) * math.prod(sample.video.shape[1:3])
+        return rows(batches, tokens)
 
     def _slots(self) -> np.ndarray:
         """The number of reference slots that each sample is given."""
@@ -75,27 +92,35 @@ class CachedSource:
         return {bucket: round(total) for bucket, total in enumerate(totals.tolist()) if total}
 
     def batch(self, step: int) -> Batch:
+        (only,) = self.parts(step)
+        return only
+
+    def parts(self, step: int) -> list[Batch]:
+        """The batches that lie side by side; one, unless data is packed."""
         epoch, place = divmod(step, self.batches_per_epoch)
-        return self._assemble(self._plan(epoch)[place], np.random.default_rng([self.seed, 1, step]))
+        random = np.random.default_rng([self.seed, 1, step])
+        return [self._assemble(chosen, random) for chosen in self._plan(epoch)[place]]
 
     def names(self, step: int) -> list[str]:
         """Of the samples of a batch, as the data set calls them."""
         epoch, place = divmod(step, self.batches_per_epoch)
-        return [self.cache.name(int(index)) for index in self._plan(epoch)[place]]
+        return [self.cache.name(int(index)) for index in np.concatenate(self._plan(epoch)[place])]
 
-    def _plan(self, epoch: int) -> list[np.ndarray]:
-        """The samples of every batch of an epoch."""
+    def _plan(self, epoch: int) -> list[list[np.ndarray]]:
+        """The samples of every batch of an epoch; of a packed one, those of each part."""
         if epoch not in self._plans:
             buckets = self._buckets()
             random = np.random.default_rng([self.seed, 0, epoch])
             order = random.permutation(len(buckets))
-            batches = []
+            left = {}
             for bucket in np.unique(buckets):
                 members = order[buckets[order] == bucket]
                 if np.ptp(self.cache.weights) > 0:
                     weights, count = self.cache.weights[members], self._drawn()[int(bucket)]
                     members = members[_systematic(weights, count, random)]
-                batches += [members[i : i + self.size] for i in range(0, len(members) - self.size + 1, self.size)]
+                starts = range(0, len(members) - self.size + 1, self.size)
+                left[int(bucket)] = iter([members[i : i + self.size] for i in starts])
+            batches = [[next(left[kind]) for kind in row] for row, times in self._rows for _ in range(times)]
             plan = [batches[i] for i in random.permutation(len(batches))]
             for old in [other for other in list(self._plans) if abs(other - epoch) > 1]:
                 self._plans.pop(old, None)  # batches are drawn in several threads, also across the end of an epoch
@@ -123,6 +148,26 @@ class CachedSource:
         dropped = random.random(len(samples)) < self.config.text_dropout
         texts = [self.cache.empty_text if drop else s.text for s, drop in zip(samples, dropped)]
         return padded(texts, self.config.text_tokens)
+
+
+@dataclass(frozen=True)
+class PackedSource:
+    """Sequences of several samples: the batches of a source whose data is packed, side by side."""
+
+    source: CachedSource
+    pixels: bool = False
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return self.source.batches_per_epoch
+
+    def batch(self, step: int) -> Packed:
+        on = lambda i, part: replace(part, indices=part.indices + np.int32(i * self.source.size))
+        return Packed(parts=tuple(on(i, part) for i, part in enumerate(self.source.parts(step))))
+
+    def names(self, step: int) -> list[str]:
+        """Of the samples of all parts."""
+        return self.source.names(step)
 
 
 def _systematic(weights: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
@@ -163,7 +208,7 @@ class WorldSource:
 
 
 # Has a batch for every step, of latents, or of uint8 pixels where `pixels` is true; and the names of its samples.
-Source: TypeAlias = CachedSource | WorldSource | GroupSource | SceneSource | PairSource
+Source: TypeAlias = CachedSource | PackedSource | WorldSource | GroupSource | SceneSource | PairSource
 
 
 def choose_references(subjects: Sequence[int], config: DataConfig, random: np.random.Generator) -> list[int]:
@@ -233,7 +278,7 @@ class _InWorker:
     def __init__(self, source: Source, parent: int) -> None:
         self._source, self._parent, self._watched = source, parent, False
 
-    def __call__(self, step: int) -> Batch:
+    def __call__(self, step: int) -> Batch | Packed:
         if not self._watched and os.getpid() != self._parent:
             self._watched = True
             threading.Thread(target=self._watch, daemon=True).start()
@@ -245,7 +290,7 @@ class _InWorker:
         os._exit(1)
 
 
-def stream(source: Source, start: int, stop: int, workers: int) -> Iterator[Batch]:
+def stream(source: Source, start: int, stop: int, workers: int) -> Iterator[Batch | Packed]:
     """The batches of steps `start` to `stop`, read ahead in threads, or in `workers` processes if that is above 0.
 
     Raises:
@@ -262,7 +307,7 @@ def stream(source: Source, start: int, stop: int, workers: int) -> Iterator[Batc
     return _answering(iter(read), "processes")
 
 
-def _answering(batches: grain.DatasetIterator, readers: str) -> Iterator[Batch]:
+def _answering(batches: grain.DatasetIterator, readers: str) -> Iterator[Batch | Packed]:
     """The batches, as long as what reads them lives and answers."""
     thread, limit = ThreadPoolExecutor(1), STARTING
     try:

@@ -50,6 +50,19 @@ class Batch:
     image: AnyArray | None = None  # [b, p, e] tokens of an image encoder, for a method that reads them
 
 
+@pytree
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """Several samples in every sequence: row i holds sample i of each batch, one after another."""
+
+    parts: tuple[Batch, ...]  # of equally many samples; `indices` are counted on from one to the next
+
+
+def parts_of(batch: Batch | Packed) -> tuple[Batch, ...]:
+    """The batches of one shape each that lie side by side."""
+    return batch.parts if isinstance(batch, Packed) else (batch,)
+
+
 def joined(
     frozen: Mapping[str, Mapping[str, Any]], trained: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:

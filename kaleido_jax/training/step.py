@@ -4,7 +4,7 @@ Pure functions of (parameters, batch, random seed); what is static (layout, netw
 each bucket, see `kaleido_jax.training.programs`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from kaleido_jax.bundle import merge
 from kaleido_jax.diffusion import flow
 from kaleido_jax.diffusion.preference import flow_dpo_loss
 from kaleido_jax.layout import TokenLayout, patchify
-from kaleido_jax.methods.method import Condition, Method, loss_parts, total_of
+from kaleido_jax.methods.method import Condition, Draw, Method, packed_loss_parts, total_of
 from kaleido_jax.models.layers import KEEP_PRODUCTS, OFFLOADED, Remat
 from kaleido_jax.models.text import UMT5Encoder
 from kaleido_jax.models.vae import WanVAE
@@ -27,7 +27,7 @@ from kaleido_jax.models.wan import WanTransformer
 from kaleido_jax.parallel import divided
 from kaleido_jax.training import optimizer
 from kaleido_jax.training.experiment import Experiment
-from kaleido_jax.training.state import Batch, Parameters, TrainState, joined
+from kaleido_jax.training.state import Batch, Packed, Parameters, TrainState, joined, parts_of
 from kaleido_jax.typing import Array, Float
 
 # By TrainConfig.keep: what the backward pass of a layer makes again.
@@ -92,19 +92,39 @@ def sample_losses(
     layout: TokenLayout,
 ) -> dict[str, Float[Array, "b"]]:
     """What each kind of segment adds to the loss of every sample at the given times and noise."""
-    patch = experiment.transformer.patch
+    fixed = {"networks": networks, "experiment": experiment, "method": method}
+    return packed_losses(parameters, [(batch, times, noise)], [layout], **fixed)[0]
+
+
+def packed_losses(
+    parameters: Parameters,
+    drawn: Sequence[tuple[Batch, Float[Array, "b draws"], Float[Array, "b f h w z"]]],
+    layouts: Sequence[TokenLayout],
+    *,
+    networks: Networks,
+    experiment: Experiment,
+    method: Method,
+) -> list[dict[str, Float[Array, "b"]]]:
+    """`sample_losses` of batches, each with times, noise and layout of its own, that lie side by side in sequences."""
+    patch, encoder = experiment.transformer.patch, encoder_of(networks, parameters)
     build = lambda weights: partial(merge(networks.transformer, weights), remat=REMAT[experiment.train.keep])
-    share = batch.subject_share.astype(jnp.float32)[..., None]
-    return loss_parts(
+
+    def draw(batch: Batch, times: Array, noise: Array, layout: TokenLayout) -> Draw:
+        share = batch.subject_share.astype(jnp.float32)[..., None]
+        return Draw(
+            clean=batch.video.astype(jnp.float32),
+            noise=noise,
+            times=times,
+            condition=condition_of(batch, encoder),
+            layout=layout,
+            emphasis=1.0 + experiment.flow.subject_emphasis * jnp.mean(patchify(share, patch), axis=-1),
+        )
+
+    return packed_loss_parts(
         method,
         divided(build, parameters["transformer"], ulysses=experiment.mesh.ulysses),
-        batch.video.astype(jnp.float32),
-        noise,
-        times,
-        condition_of(batch, encoder_of(networks, parameters)),
-        layout=layout,
+        [draw(*one, layout) for one, layout in zip(drawn, layouts, strict=True)],
         patch=patch,
-        emphasis=1.0 + experiment.flow.subject_emphasis * jnp.mean(patchify(share, patch), axis=-1),
         decode=None if networks.vae is None else partial(_decoded, networks.vae, parameters["vae"]),
     )
 
@@ -145,47 +165,53 @@ def pair_losses(
 
 def train_step(
     state: TrainState,
-    batch: Batch,
+    batch: Batch | Packed,
     progress: Float[Array, ""],
     frozen: Parameters,
     *,
     networks: Networks,
     experiment: Experiment,
     method: Method,
-    layout: TokenLayout,
+    layout: TokenLayout | tuple[TokenLayout, ...],
 ) -> tuple[TrainState, dict[str, Array]]:
     """The next state, and the step's loss, gradient norm, learning rate and whether it was skipped.
 
     `progress`, the share of the run that is done, sets the learning rate. `frozen` are the parameters that are not
     trained: those of the state stand beside them, and only they have gradients. A step whose loss or gradient is not
-    finite changes neither parameters, average nor moments.
+    finite changes neither parameters, average nor moments. Of packed batches, `layout` has that of each part; all
+    samples count alike.
     """
     config = experiment.optimizer
-    keys = flow.sample_keys(experiment.seed, state.step, batch.indices)
-    time_keys, noise_keys = jnp.unstack(jax.vmap(lambda key: jax.random.split(key, 2))(keys), axis=1)
-    times = flow.sample_times(
-        time_keys,
-        draws=method.draws(layout),
-        mean=experiment.flow.mean,
-        std=experiment.flow.std,
-        shift=experiment.flow.shift,
-    )
-    noise = flow.sample_noise(noise_keys, batch.video.shape[1:])
+    layouts = layout if isinstance(layout, tuple) else (layout,)
+    fixed = {"networks": networks, "experiment": experiment, "method": method}
 
-    fixed = {"networks": networks, "experiment": experiment, "method": method, "layout": layout}
+    def draw(batch: Batch, layout: TokenLayout) -> tuple[Batch, Array, Array]:
+        keys = flow.sample_keys(experiment.seed, state.step, batch.indices)
+        time_keys, noise_keys = jnp.unstack(jax.vmap(lambda key: jax.random.split(key, 2))(keys), axis=1)
+        times = flow.sample_times(
+            time_keys,
+            draws=method.draws(layout),
+            mean=experiment.flow.mean,
+            std=experiment.flow.std,
+            shift=experiment.flow.shift,
+        )
+        return batch, times, flow.sample_noise(noise_keys, batch.video.shape[1:])
 
-    def loss_of(parameters: Parameters, part: tuple[Batch, Array, Array]) -> tuple[Array, dict[str, Array]]:
+    def loss_of(parameters: Parameters, drawn: list[tuple[Batch, Array, Array]]) -> tuple[Array, dict[str, Array]]:
         weights = joined(frozen, parameters)
-        if part[0].rejected is not None:
-            by_kind = {"pairs": pair_losses(weights, frozen, *part, **fixed)}
+        if drawn[0][0].rejected is not None:
+            found = [{"pairs": pair_losses(weights, frozen, *drawn[0], layout=layouts[0], **fixed)}]
         else:
-            by_kind = sample_losses(weights, *part, **fixed)
+            found = packed_losses(weights, drawn, layouts, **fixed)
+        by_kind = {kind: jnp.concatenate([one[kind] for one in found]) for kind in found[0]}
         whole = total_of(by_kind)
         means = {f"loss_of_{kind}": jnp.mean(values) for kind, values in by_kind.items()}
-        return jnp.mean(whole), means | _by_time(whole, part[1])
+        times = jnp.concatenate([jnp.mean(times, axis=1) for _, times, _ in drawn])
+        return jnp.mean(whole), means | _by_time(whole, times)
 
+    drawn = [draw(part, own) for part, own in zip(parts_of(batch), layouts, strict=True)]
     (loss, seen), gradient = _in_parts(
-        jax.value_and_grad(loss_of, has_aux=True), state.parameters, (batch, times, noise), experiment.train.accumulate
+        jax.value_and_grad(loss_of, has_aux=True), state.parameters, drawn, experiment.train.accumulate
     )
     norm = optax.tree.norm(gradient)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -220,10 +246,9 @@ def train_step(
 TIME_BUCKETS = 5  # of equal width, that losses are reported by
 
 
-def _by_time(losses: Float[Array, "b"], times: Float[Array, "b draws"]) -> dict[str, Array]:
-    """Sums and numbers of the losses of samples by the time of the flow, their draws' mean."""
-    time = jnp.mean(times, axis=1)
-    bucket = jnp.clip((time * TIME_BUCKETS).astype(jnp.int32), 0, TIME_BUCKETS - 1)
+def _by_time(losses: Float[Array, "b"], times: Float[Array, "b"]) -> dict[str, Array]:
+    """Sums and numbers of the losses of samples by the time of the flow."""
+    bucket = jnp.clip((times * TIME_BUCKETS).astype(jnp.int32), 0, TIME_BUCKETS - 1)
     found = {}
     for index in range(TIME_BUCKETS):
         name = f"loss_at_{index / TIME_BUCKETS:g}_to_{(index + 1) / TIME_BUCKETS:g}"

@@ -19,11 +19,12 @@ from kaleido_jax.models.vae import VAEConfig, WanVAE
 from kaleido_jax.models.wan import WanConfig, WanTransformer
 from kaleido_jax.parallel import AXES, MeshConfig, partition_spec, shardings
 from kaleido_jax.parallel.partition import TABLE, bytes_per_device, place, rows_of
-from kaleido_jax.training.low_rank import LoraConfig, attach
+from kaleido_jax.training.low_rank import LoraConfig, attach, base
 
+LORA = LoraConfig(rank=8, base="int8")
 NETWORKS = {
     "1.3B": lambda: WanTransformer(WanConfig.t2v_1_3b(), nnx.Rngs(0)),
-    "1.3B with a LoRA": lambda: attach(WanTransformer(WanConfig.t2v_1_3b(), nnx.Rngs(0)), LoraConfig(rank=8)),
+    "1.3B with a LoRA": lambda: attach(base(WanTransformer(WanConfig.t2v_1_3b(), nnx.Rngs(0)), LORA), LORA),
     "14B": lambda: WanTransformer(WanConfig.t2v_14b(), nnx.Rngs(0)),
     "14B from images": lambda: WanTransformer(WanConfig.flf2v_14b(), nnx.Rngs(0)),
     "14B of ContextAnyone": lambda: WanTransformer(

@@ -71,7 +71,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(prepared, batc
 
 
 def test_losses_by_time_are_means_of_the_samples_that_were_drawn_there():
-    losses, times = jnp.asarray([1.0, 2.0, 3.0, 4.0]), jnp.asarray([[0.05], [0.15], [0.5], [1.0]])
+    losses, times = jnp.asarray([1.0, 2.0, 3.0, 4.0]), jnp.asarray([0.05, 0.15, 0.5, 1.0])
     seen = step_functions._averaged(step_functions._by_time(losses, times) | {"loss_of_video": jnp.asarray(2.5)})
     found = {name: float(value) for name, value in seen.items() if not np.isnan(value)}
     assert found == {"loss_at_0_to_0.2": 1.5, "loss_at_0.4_to_0.6": 3.0, "loss_at_0.8_to_1": 4.0, "loss_of_video": 2.5}
