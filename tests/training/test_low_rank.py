@@ -10,15 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from kaleido_jax import config as configs
-from kaleido_jax.bundle import load_bundle, parameters
+from kaleido_jax.bundle import load_bundle, merge, parameters
 from kaleido_jax.errors import InputError, UsageError
+from kaleido_jax.models.layers import MLP
+from kaleido_jax.parallel import MeshConfig
 from kaleido_jax.parallel.flops import count
 from kaleido_jax.porting import lora as lora_files
 from kaleido_jax.training import plan
 from kaleido_jax.training.experiment import PreferenceConfig
-from kaleido_jax.training.low_rank import LoraConfig, changed_kernels, factors
+from kaleido_jax.training.low_rank import LoraConfig, changed_kernels, factors, unrounded
 from kaleido_jax.training.miniature import prepare
 from kaleido_jax.training.pairs import PairSource
 
@@ -108,6 +111,61 @@ def test_the_file_and_the_model_that_come_out(tuned, start, tmp_path):
     np.testing.assert_allclose(exported[name] - before[name], 2.0 * pair[0] @ pair[1], atol=1e-5)
 
 
+def test_a_base_of_whole_numbers(tuned, start, tmp_path):
+    """Trains as the other one does, up to rounding; what comes out is the rounded weights and the change."""
+    run, _, losses = tuned
+    lora = dataclasses.replace(run.experiment.lora, base="int8")
+    rounded = prepare(dataclasses.replace(run.experiment, lora=lora), tmp_path, shard_size=8)
+    frozen = rounded.programs.frozen["transformer"]
+    before, meant = parameters(load_bundle(start).transformer), unrounded(frozen)
+    assert before.keys() == meant.keys()
+    kernels = {name for name in before if re.fullmatch(r"blocks\..+\.kernel", name)}
+    assert len(kernels) == 10 and {name for name in frozen if frozen[name].dtype == jnp.int8} == kernels
+    for name, value in before.items():
+        step = np.abs(value).max(axis=1, keepdims=True) / 127 if name in kernels else 0.0
+        assert (np.abs(meant[name] - value) <= 0.5001 * step).all(), name
+
+    # Scaled after the product: the same up to the order of float32's roundings.
+    x, block = jnp.asarray(np.random.default_rng(0).normal(size=(3, 24)), jnp.float32), {}
+    for place, weights in (("whole", meant), ("rounded", frozen)):
+        own = {name.removeprefix("blocks.mlp."): v[0] for name, v in weights.items() if name.startswith("blocks.mlp.")}
+        mlp = MLP(24, 32, 24, nnx.Rngs(0), activation=jax.nn.gelu)
+        if place == "rounded":
+            mlp.first.int8_scale, mlp.second.int8_scale = nnx.Param(jnp.zeros(())), nnx.Param(jnp.zeros(()))
+        block[place] = merge(nnx.split(mlp)[0], own)(x)
+    np.testing.assert_allclose(block["rounded"], block["whole"], rtol=1e-5, atol=1e-5)
+
+    state, batch, found = rounded.restore()[0], rounded.source("train").batch(0), []
+    for _ in losses:
+        state, values = rounded.programs.train(state, batch, jnp.zeros((), jnp.float32))
+        found.append(float(values["loss"]))
+    np.testing.assert_allclose(found, losses, rtol=0.02)
+    rounded.export(state, tmp_path / "model", dtype="float32")
+    exported = parameters(load_bundle(tmp_path / "model").transformer)
+    name = "blocks.mlp.first.kernel"
+    a, b = (np.asarray(state.average["transformer"][f"blocks.mlp.first.low_rank.{f}"]) for f in "ab")
+    np.testing.assert_allclose(exported[name] - meant[name], 2.0 * a @ b, atol=1e-5)
+
+
+def test_whole_numbers_are_never_made_whole(experiment, record_property):
+    """Of the compiled step: what it is given, and that its temporary memory has no room for a stack of kernels."""
+    wan = dataclasses.replace(
+        experiment.transformer, dim=128, ffn_dim=512, heads=4, layers=6, in_channels=16, out_channels=16
+    )
+    train = dataclasses.replace(experiment.train, batch=1, keep="nothing")
+    made = plan.abstract_step(
+        dataclasses.replace(
+            experiment, start_from="model", transformer=wan, train=train, lora=LoraConfig(rank=2, base="int8")
+        )
+    )
+    kernels = sum(leaf.size for name, leaf in made.frozen["transformer"].items() if leaf.dtype == jnp.int8)
+    assert kernels == 6 * (8 * 128 * 128 + 2 * 128 * 512)
+    _, found = plan._compile(made, MeshConfig().make(jax.devices()[:1]), "cpu")
+    record_property("bytes", {kind: int(size) for kind, size in found.items()} | {"kernels": kernels})
+    assert kernels < found["weights"] < 2 * kernels  # in float32 they would be four times as many bytes
+    assert found["temporary"] < 2 * kernels
+
+
 def test_checkpoints_hold_the_factors_alone(tuned):
     run, state, _ = tuned
     run.save(state, 1.0)
@@ -156,22 +214,27 @@ def test_the_step_of_a_plan_takes_the_same(experiment):
     assert len(trained) == 2 * 10 and not trained.keys() & frozen.keys()
     assert "head.projection.kernel" in frozen and "text" in made.frozen
 
+    rounded = plan.abstract_step(dataclasses.replace(changed, lora=LoraConfig(rank=2, base="int8")))
+    values = jax.eval_shape(rounded.function, rounded.state, rounded.batch, progress, rounded.frozen)[1]
+    assert values["loss"].shape == () and rounded.frozen["transformer"]["blocks.mlp.first.kernel"].dtype == jnp.int8
+
 
 def test_a_backward_pass_costs_at_most_three_quarters():
     """Of the 14B model, by operations in the traced step: no product makes a gradient of frozen weights.
 
-    Attention, which costs the same either way, is four fifths at 81 frames; at 17 the linear maps are most.
+    Attention, which costs the same either way, is four fifths at 81 frames; at 17 the linear maps are most. A base of
+    whole numbers is multiplied as often as any other.
     """
     recipe = configs.load(pathlib.Path(__file__).parents[2] / "configs" / "kaleido_14b_sft.py")
     changes = ["data.frames=17", "train.batch=1", "train.accumulate=1", "train.keep=everything"]
     recipe = configs.override(recipe, changes)
     backward = []
-    for lora in (LoraConfig(), LoraConfig(rank=32)):
+    for lora in (LoraConfig(), LoraConfig(rank=32), LoraConfig(rank=32, base="int8")):
         made = plan.abstract_step(dataclasses.replace(recipe, lora=lora))
         progress = jax.ShapeDtypeStruct((), jnp.float32)
         step = count(made.function, made.state, made.batch, progress, made.frozen)
         backward.append(step - plan.forward_flops(made)[0])
-    assert backward[1] <= 0.75 * backward[0]
+    assert backward[1] <= 0.75 * backward[0] and backward[2] <= 0.75 * backward[0]
 
 
 @pytest.mark.parametrize(

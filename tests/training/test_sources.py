@@ -118,6 +118,14 @@ def test_the_stream_starts_and_ends_where_it_is_told(prepared):
         equal(batch, source.batch(step))
 
 
+def test_a_process_of_the_loader_gives_the_same_batches(prepared):
+    source = prepared.source("train")
+    batches = list(stream(source, 3, 6, workers=1))
+    assert len(batches) == 3
+    for step, batch in zip((3, 4, 5), batches):
+        equal(batch, source.batch(step))
+
+
 def test_a_loader_that_gives_nothing_ends_the_run_by_name(prepared, monkeypatch):
     """The disk answers for two batches and then no more."""
     source, answer = prepared.source("train"), threading.Event()
