@@ -98,14 +98,14 @@ def sample_losses(
 
 def packed_losses(
     parameters: Parameters,
-    drawn: Sequence[tuple[Batch, Float[Array, "b draws"], Float[Array, "b f h w z"]]],
+    drawn: Sequence[tuple[Batch, Array, Array]],
     layouts: Sequence[TokenLayout],
     *,
     networks: Networks,
     experiment: Experiment,
     method: Method,
 ) -> list[dict[str, Float[Array, "b"]]]:
-    """`sample_losses` of batches, each with times, noise and layout of its own, that lie side by side in sequences."""
+    """`sample_losses` of batches that lie side by side in sequences: drawn has each with its times and noise."""
     patch, encoder = experiment.transformer.patch, encoder_of(networks, parameters)
     build = lambda weights: partial(merge(networks.transformer, weights), remat=REMAT[experiment.train.keep])
 
