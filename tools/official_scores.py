@@ -73,6 +73,11 @@ class Official:
         self.clip_model = transformers.CLIPModel(config).eval()
         for seed, tower in enumerate(self.clip_model.children()):
             randomise(tower, seed=seed)
+        with torch.no_grad():  # torchmetrics writes 0 for what is less: the text lies on the pictures' side
+            text = self.process(text=[PROMPT])
+            prompt = _features(self.clip_model.get_text_features(**text))
+            if (self.encode_image(torch.zeros(1, 3, 224, 224)) * prompt).sum() < 0:
+                self.clip_model.text_projection.weight *= -1
         self.head = randomise(torch.nn.Linear(512, 1))
         for model, name in ((self.dino_model, "dino"), (self.clip_model, "clip")):
             model.save_pretrained(folder / name)

@@ -33,7 +33,7 @@ from kaleido_jax.models.vision import params as vision_params
 from kaleido_jax.names import lookup
 from kaleido_jax.porting.weights import config_beside, open_weights
 
-BATCH, STEP = 32, 4  # pictures encoded at a time at most; a smaller batch is filled up to a multiple
+BATCH = 32  # pictures encoded at a time at most
 ROLES: dict[str, str] = {
     "clip": "CLIP ViT-B/32",
     "dino": "DINO ViT-S/16",
@@ -68,11 +68,12 @@ class VisionFeatures:
         graph, _ = abstract(lambda: VisionEncoder(config, nnx.Rngs(0)))
         devices = jax.local_devices()
         self._mesh = jax.sharding.Mesh(np.array(devices), ("data",))
-        self._step = -(-STEP // len(devices)) * len(devices)
-        self._batch = -(-BATCH // self._step) * self._step
         everywhere = jax.sharding.NamedSharding(self._mesh, jax.sharding.PartitionSpec())
-        self._parameters = jax.device_put(parameters, everywhere)
-        self._encode = jax.jit(lambda parameters, x: merge(graph, parameters)(x)[1])
+        parameters = {name: jnp.asarray(x) for name, x in parameters.items()}
+        layers = merge(graph, parameters).unstacked()  # none of them is copied out of a stack then
+        rest = {name: x[:0] if name.startswith("blocks.") else x for name, x in parameters.items()}
+        self._parameters = jax.device_put((rest, layers), everywhere)
+        self._encode = jax.jit(lambda parameters, x: merge(graph, parameters[0]).summarise(x, parameters[1]))
 
     def __call__(
         self, pictures: Sequence[np.ndarray], preprocessing: Preprocessing | None = None
@@ -81,14 +82,32 @@ class VisionFeatures:
         split = jax.sharding.NamedSharding(self._mesh, jax.sharding.PartitionSpec("data"))
         rows: list[np.ndarray | None] = [None] * len(pictures)
         for numbers in _by_shape(pictures):
-            for start in range(0, len(numbers), self._batch):
-                part = numbers[start : start + self._batch]
+            start = 0
+            for size in batch_sizes(len(numbers), BATCH, self._mesh.size):
+                part = numbers[start : start + size]
+                start += size
                 pixels = prepare(pictures[i] for i in part)
-                whole = np.concatenate([pixels, np.repeat(pixels[-1:], -len(part) % self._step, axis=0)])
+                whole = np.concatenate([pixels, np.repeat(pixels[-1:], size - len(part), axis=0)])
                 features = np.asarray(self._encode(self._parameters, jax.device_put(whole, split)), np.float32)
                 for number, row in zip(part, features):
                     rows[number] = row
         return np.stack([row for row in rows if row is not None])
+
+
+def batch_sizes(count: int, most: int, step: int = 1) -> list[int]:
+    """The sizes of batches for `count` things, of which the last may have places left.
+
+    They are `step` times powers of two, up to `most`, so that few programs are compiled; few places stay empty.
+    """
+    sizes, size = [], step
+    while 2 * size <= most:
+        size *= 2
+    while count > 0:
+        while size > step and 8 * count < 7 * size:  # at most an eighth is empty
+            size //= 2
+        sizes.append(size)
+        count -= size
+    return sizes
 
 
 def usual_preprocessing(config: VisionConfig) -> Preprocessing:

@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 
 from kaleido_jax.bundle import abstract, merge
 from kaleido_jax.errors import InputError, printable
-from kaleido_jax.evaluation.encoders import digest, existing
+from kaleido_jax.evaluation.encoders import batch_sizes, digest, existing
 from kaleido_jax.models import mapping
 from kaleido_jax.models.musiq import Musiq, params
 from kaleido_jax.models.vision import resampling
@@ -52,10 +52,11 @@ class ImagingQuality:
 
     def ratings(self, video: Frames) -> Float[np.ndarray, "f"]:
         """The rating of every frame, about 0 to 100."""
-        found = []
-        for start in range(0, len(video), BATCH):
-            part = shortened(video[start : start + BATCH])
-            whole = np.concatenate([part, np.repeat(part[-1:], BATCH - len(part), axis=0)])
+        found, start = [], 0
+        for size in batch_sizes(len(video), BATCH):
+            part = shortened(video[start : start + size])
+            start += size
+            whole = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
             pixels = (whole.astype(np.float32) / np.float32(255) - np.float32(0.5)) * np.float32(2)
             found.append(np.asarray(self._rate(self._parameters, jnp.asarray(pixels)))[: len(part)])
         return np.concatenate(found)

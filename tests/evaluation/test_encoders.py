@@ -11,7 +11,14 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from kaleido_jax.errors import InputError
-from kaleido_jax.evaluation.encoders import ClipText, WorldFeatures, load_encoder, load_head, load_vision
+from kaleido_jax.evaluation.encoders import (
+    ClipText,
+    WorldFeatures,
+    batch_sizes,
+    load_encoder,
+    load_head,
+    load_vision,
+)
 from kaleido_jax.evaluation.evidence import Evidence, Tools
 from kaleido_jax.evaluation.metrics.similarity import unit
 from kaleido_jax.evaluation.runs import RunCase
@@ -25,7 +32,7 @@ WORDS = ("a", "red", "dog", "runs")
 
 def whole_clip(folder: Path) -> transformers.CLIPModel:
     """A whole CLIP of random weights, written as transformers writes it, with a tokenizer of a few words."""
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = transformers.CLIPConfig(
         vision_config={**sizes, "image_size": 32, "patch_size": 8, "hidden_act": "quick_gelu"},
         text_config={
@@ -72,7 +79,7 @@ def test_clip_i_and_clip_t_of_a_whole_clip(clip):
 
 
 def test_dino_in_the_layout_of_transformers(tmp_path):
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     model = randomise(
         transformers.ViTModel(
             transformers.ViTConfig(**sizes, image_size=16, patch_size=8, layer_norm_eps=1e-6), add_pooling_layer=False
@@ -85,12 +92,20 @@ def test_dino_in_the_layout_of_transformers(tmp_path):
     with torch.no_grad():
         theirs = model(torch.from_numpy(prepared).permute(0, 3, 1, 2)).last_hidden_state[:, 0].numpy()
     assert np.abs(encoder(pictures()) - theirs).max() < LIMIT
-    assert encoder.name.startswith("dino 1x16, patch 8, 16 px; ")
+    assert encoder.name.startswith("dino 2x16, patch 8, 16 px; ")
     # More pictures than a batch, of two sizes: the order stays.
     many = (pictures() + [picture[::2] for picture in pictures()]) * 4
     found = encoder(many)
     np.testing.assert_allclose(found[:3], theirs, atol=LIMIT)
     np.testing.assert_array_equal(found[:6], found[-6:])
+
+
+def test_batches_waste_little_and_have_few_sizes():
+    assert batch_sizes(17, 32) == [16, 1] and batch_sizes(81, 32) == [32, 32, 16, 1] and batch_sizes(31, 32) == [32]
+    assert batch_sizes(17, 32, 8) == [16, 8] and batch_sizes(3, 4, 6) == [6] and batch_sizes(0, 32) == []
+    for count in range(1, 100):
+        sizes = batch_sizes(count, 32)
+        assert set(sizes) <= {1, 2, 4, 8, 16, 32} and 0 <= sum(sizes) - count <= max(1, count // 7)
 
 
 def test_world_features_read_colours_and_not_what_is_cut_away():

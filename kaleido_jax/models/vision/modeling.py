@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 class SelfAttention(nnx.Module):
-    """Attention among all tokens of a picture."""
+    """Attention among all tokens of a picture; `first`: what the first of them reads, alone."""
 
     def __init__(self, config: VisionConfig, rngs: nnx.Rngs):
         self.query = Linear(config.dim, config.dim, rngs)
@@ -32,10 +33,12 @@ class SelfAttention(nnx.Module):
         self.out = Linear(config.dim, config.dim, rngs)
         self.heads = config.heads
 
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        q, k, v = (project(x).reshape(*x.shape[:2], self.heads, -1) for project in (self.query, self.key, self.value))
+    def __call__(self, x: Float[Array, "b n d"], *, first: bool = False) -> Float[Array, "b m d"]:
+        reading = x[:, :1] if first else x
+        q, k, v = self.query(reading), self.key(x), self.value(x)
+        q, k, v = (y.reshape(*y.shape[:2], self.heads, -1) for y in (q, k, v))
         # A picture has a few hundred tokens: not worth a kernel, and heads of 80 are none of the kernels' widths.
-        return self.out(attention(q, k, v, backend="reference").reshape(x.shape))
+        return self.out(attention(q, k, v, backend="reference").reshape(reading.shape))
 
 
 class GatedMLP(nnx.Module):
@@ -61,7 +64,7 @@ class Scale(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention and feed-forward layer, each on the normalised stream and added to it."""
+    """Attention and feed-forward layer, each on the normalised stream and added to it; `first`: of the first token."""
 
     def __init__(self, config: VisionConfig, rngs: nnx.Rngs):
         scaled = config.family == "dinov2"
@@ -76,8 +79,9 @@ class Block(nnx.Module):
             self.mlp = MLP(config.dim, config.ffn_dim, config.dim, rngs, activation=activation)
         self.scale2 = Scale(config.dim) if scaled else None
 
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        y = self.attention(self.norm1(x))
+    def __call__(self, x: Float[Array, "b n d"], *, first: bool = False) -> Float[Array, "b m d"]:
+        y = self.attention(self.norm1(x), first=first)
+        x = x[:, :1] if first else x
         x = x + (y if self.scale1 is None else self.scale1(y))
         y = self.mlp(self.norm2(x))
         return x + (y if self.scale2 is None else self.scale2(y))
@@ -111,8 +115,28 @@ class VisionEncoder(nnx.Module):
         class token.
         """
         tokens = self.norm_out(self.stream(pixels, hidden=hidden))
-        summary = tokens[:, 0]
-        return tokens, summary if self.projection is None else self.projection(summary)
+        return tokens, self._projected(tokens[:, 0])
+
+    def summarise(self, pixels: Float[Array, "b h w 3"], layers: Sequence[Any]) -> Float[Array, "b e"]:
+        """The summary that `__call__` gives, alone, on a CPU in an eighth less time.
+
+        No layer's weights are copied out of the stack, and the last block is computed for the summary only.
+
+        Args:
+          layers: the state of each block (`unstacked`); that of `self.blocks` is not read.
+        """
+        x, graph = self._embedded(pixels), nnx.split(self.blocks)[0]
+        for number, values in enumerate(layers, 1):
+            x = nnx.merge(graph, values)(x, first=number == len(layers))
+        return self._projected(self.norm_out(x)[:, 0])
+
+    def unstacked(self) -> list[Any]:
+        """The state of each block, as `summarise` takes them."""
+        state = nnx.split(self.blocks)[1]
+        return [jax.tree.map(lambda leaf: leaf[number], state) for number in range(self.config.layers)]
+
+    def _projected(self, summary: Float[Array, "b d"]) -> Float[Array, "b e"]:
+        return summary if self.projection is None else self.projection(summary)
 
     def stream(
         self, pixels: Float[Array, "b h w 3"], *, skip: int = 0, hidden: Bool[Array, "b p"] | None = None
@@ -132,6 +156,16 @@ class VisionEncoder(nnx.Module):
         config = self.config
         if not 0 <= skip < config.layers:
             raise ValueError(f"skip is {skip}; expected 0 to {config.layers - 1}, for {config.layers} blocks.")
+        x = self._embedded(pixels, hidden)
+        graphdef, blocks = nnx.split(self.blocks)
+        blocks = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[: config.layers - skip], blocks))
+        return scan(blocks, lambda block, x, state: (block(x), state), x)[0]
+
+    def _embedded(
+        self, pixels: Float[Array, "b h w 3"], hidden: Bool[Array, "b p"] | None = None
+    ) -> Float[Array, "b n d"]:
+        """The tokens that the first block reads."""
+        config = self.config
         x = self.patch_embedding(self._patches(pixels.astype(config.dtype)))
         batch, dtype = x.shape[0], x.dtype
         if hidden is not None:
@@ -145,11 +179,7 @@ class VisionEncoder(nnx.Module):
             registers = self.registers[...].astype(dtype)[None]
             parts.insert(1, jnp.broadcast_to(registers, (batch, *registers.shape[1:])))
         x = jnp.concatenate(parts, axis=1)
-        if self.norm_in is not None:
-            x = self.norm_in(x)
-        graphdef, blocks = nnx.split(self.blocks)
-        blocks = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[: config.layers - skip], blocks))
-        return scan(blocks, lambda block, x, state: (block(x), state), x)[0]
+        return x if self.norm_in is None else self.norm_in(x)
 
     def _patches(self, pixels: Float[Array, "b h w 3"]) -> Float[Array, "b p i"]:
         size = self.config.patch
