@@ -1,4 +1,5 @@
-"""`kaleido curate CONFIG`: make training data of a folder of videos. `kaleido curate audit`: people check it."""
+"""`kaleido curate CONFIG`: make training data of a folder of videos. `kaleido curate audit`: people check it. `kaleido
+curate subject200k`: pairs of pictures."""
 
 import argparse
 
@@ -7,9 +8,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments; imports nothing heavy."""
     parser.add_argument(
         "task",
-        metavar="CONFIG|audit",
+        metavar="CONFIG|audit|subject200k",
         help="a Python file with a function config(), such as configs/curation_classical.py; or the word audit, for a "
-        "page of random subjects of --output, to be voted right or wrong, and with --votes for what was said",
+        "page of random subjects of --output, to be voted right or wrong, and with --votes for what was said; or the "
+        "word subject200k, for the Parquet of that data set in --input as pairs of pictures in --output, in the layout "
+        "that kaleido data encode reads",
     )
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="fields of the config to change")
     parser.add_argument("--input", metavar="FOLDER", help="what the config's reader reads")
@@ -49,6 +52,14 @@ def run(args: argparse.Namespace) -> int:
             print(write_page(output, args.count, args.seed))
         else:
             print(*read_votes(output, Path(args.votes)), sep="\n")
+        return 0
+    if args.task == "subject200k":
+        from kaleido_jax.curation import picture_pairs
+
+        if args.input is None:
+            raise UsageError("--input is missing; give the folder that holds Subject200K's Parquet files")
+        for name, count in picture_pairs.write(Path(args.input), output).items():
+            print(f"{count:8d}  {name}")
         return 0
     settings = config.load(args.task)
     if not isinstance(settings, Curation):

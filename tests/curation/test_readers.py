@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kaleido_jax.cli.main import main
 from kaleido_jax.curation import audit, rle, writers
 from kaleido_jax.curation.audit import Result, read_votes, write_page
 from kaleido_jax.curation.engine import curate
 from kaleido_jax.curation.readers import READERS, read, tables
 from kaleido_jax.curation.report import funnel, write_report
 from kaleido_jax.data import folder
+from kaleido_jax.data.buckets import VideoBucket
 from kaleido_jax.errors import InputError, UsageError
 from kaleido_jax.evaluation.intervals import Share
 from tests.curation.scenery import FPS, FRAMES, SIZE, tiny, write_balls
@@ -140,19 +142,48 @@ def test_identities(tmp_path):
         list(READERS["identities"](tmp_path))
 
 
-def test_subject200k_gives_the_two_panels(tmp_path):
+def test_subject200k_becomes_pairs_of_pictures(tmp_path, capsys):
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    left, right = (np.random.default_rng(n).integers(0, 200, (20, 16, 3), dtype=np.uint8) for n in (0, 1))
+    cells = lambda n: np.random.default_rng(n).integers(0, 200, (5, 4, 3), dtype=np.uint8)
+    left, right = (cells(n).repeat(4, 0).repeat(4, 1) for n in (0, 1))
     whole = np.full((24, 40, 3), 255, np.uint8)
     whole[2:22, 2:18], whole[2:22, 22:38] = left, right
     buffer = io.BytesIO()
     Image.fromarray(whole).save(buffer, "PNG")
-    rows = [{"image": {"bytes": buffer.getvalue(), "path": None}, "description": {"item": "a red cup"}}]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train-00000.parquet")
-    ((_, item, one, other),) = tables.subject200k(tmp_path)
-    assert item == "a red cup"
-    np.testing.assert_array_equal(one, left)
-    np.testing.assert_array_equal(other, right)
+    said = {"item": "a cup", "description_0": "A cup\non a desk.", "description_1": "A cup in snow."}
+    good = {
+        "image": {"bytes": buffer.getvalue(), "path": None},
+        "description": {**said, "description_valid": True},
+        "quality_assessment": {"compositeStructure": 5, "objectConsistency": 5, "imageQuality": 5},
+    }
+    poor = {**good, "quality_assessment": {**good["quality_assessment"], "imageQuality": 4}}
+    wrong = {**good, "description": {**said, "description_valid": False}}
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.Table.from_pylist([good, poor, wrong]), tmp_path / "in" / "train-00000.parquet")
+    one, *_ = tables.subject200k(tmp_path / "in")
+    assert one.item == "a cup"
+    np.testing.assert_array_equal(one.views[0], left)
+    np.testing.assert_array_equal(one.views[1], right)
+    for _ in range(2):  # the second time, it is there already
+        assert main(["curate", "subject200k", "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]) == 0
+        counted = capsys.readouterr().out.split("\n")
+        assert [line.split(maxsplit=1) for line in counted if line] == [
+            ["1", "kept"], ["1", "rated below 5"], ["1", "captions found wrong"],
+        ]  # fmt: skip
+    names = folder.identities(tmp_path / "out")
+    assert names == [f"{one.id}-0", f"{one.id}-1"]
+    buckets = [VideoBucket(height=20, width=16, frames=1)]
+    read_sample = lambda name: folder.read_sample(
+        tmp_path / "out", name, buckets=buckets, frames_per_second=16, most_references=3
+    )
+    for name, caption, view, other in zip(names, ("A cup on a desk.", "A cup in snow."), one.views, one.views[::-1]):
+        sample = read_sample(name)
+        assert sample.prompt == caption and sample.video.shape == (1, 20, 16, 3)
+        # H.264 keeps the brightness of cells, and of their colours less.
+        assert np.corrcoef(sample.video[0].mean(-1).ravel(), view.mean(-1).ravel())[0, 1] > 0.9
+        np.testing.assert_array_equal(sample.references[0][0], other)
+    assert main(["curate", "subject200k", "--input", str(tmp_path / "out"), "--output", str(tmp_path / "x")]) == 65
+    assert "holds no *.parquet" in capsys.readouterr().err
 
 
 def test_a_reader_that_does_not_exist(tmp_path):

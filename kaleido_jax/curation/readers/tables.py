@@ -7,6 +7,7 @@ import json
 import os
 import tarfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -146,23 +147,50 @@ def _unpack(content: Any, path: Path, size: int) -> None:
     os.replace(temporary, path)
 
 
-def subject200k(folder: Path) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
-    """Subject200K's Parquet: (id, description, left, right) of every composite picture of two views of one subject.
+@dataclass(frozen=True, kw_only=True)
+class Composite:
+    """A picture of Subject200K: two views of one subject.
 
-    The pictures are uint8 [h, w, 3]. They are pairs already and no videos, so they are read apart from the stages. The
-    white frame around and between the two panels differs between its collections and is found in each picture.
+    item: what the subject is. views: left and right, uint8 [h, w, 3]. captions: of each, "" where it has none.
+    valid: whether the captions were found to be right. ratings: 0 to 5, by what they are of.
+    """
+
+    id: str
+    item: str
+    views: tuple[np.ndarray, np.ndarray]
+    captions: tuple[str, str]
+    valid: bool
+    ratings: Mapping[str, int]
+
+
+def subject200k(folder: Path) -> Iterator[Composite]:
+    """The rows of Subject200K's Parquet.
+
+    They are pairs already and no videos, so they are read apart from the stages (`curation.picture_pairs`). The white
+    frame around and between the two panels differs between its collections and is found in each picture.
     """
     import pyarrow.parquet as pq
 
     for path in sorted(folder.rglob("*.parquet")):
         number = itertools.count()
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=16, columns=["image", "description"]):
-            for row in batch.to_pylist():
-                place = next(number)
-                pixels = _picture(row["image"], f"{path}, row {place}")
-                left, right = panels(pixels)
-                item = (row.get("description") or {}).get("item") or ""
-                yield stable_id("subject200k", path.name, place), item, left, right
+        try:
+            file = pq.ParquetFile(path)
+            wanted = {"image", "description", "quality_assessment"} & set(file.schema_arrow.names)
+            batches = file.iter_batches(batch_size=16, columns=sorted(wanted))
+            rows = (row for batch in batches for row in batch.to_pylist())
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: is no Parquet file that can be read ({error}).") from None
+        for row in rows:
+            place = next(number)
+            said, rated = row.get("description") or {}, row.get("quality_assessment") or {}
+            yield Composite(
+                id=stable_id("subject200k", path.name, place),
+                item=str(said.get("item") or ""),
+                views=panels(_picture(row.get("image"), f"{path}, row {place}")),
+                captions=(str(said.get("description_0") or ""), str(said.get("description_1") or "")),
+                valid=said.get("description_valid") is not False,
+                ratings={name: int(value) for name, value in rated.items() if value is not None},
+            )
 
 
 def panels(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
