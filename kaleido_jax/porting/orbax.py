@@ -11,6 +11,7 @@ import itertools
 import json
 import logging
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,13 @@ from kaleido_jax.manifest import DamagedCheckpoint, file_entries, sync, verify, 
 from kaleido_jax.porting.formats import OURS, Format, layouts
 from kaleido_jax.porting.safetensors import TensorInfo, refused
 from kaleido_jax.porting.weights import config_beside
-from kaleido_jax.porting.writing import rows_of, write_all
+from kaleido_jax.porting.writing import write_all
 
 ARRAYS = "arrays"
 PARTS = 64  # of a large array, whose longest axes are cut, a matrix into about 8 by 8
 LEAST_BYTES = 4 << 20  # of a piece
 MOST_PARTS = 100_000  # that are looked for
-THREADS = 4
+THREADS = min(4, os.cpu_count() or 1)
 BLOCK_BYTES = 1 << 20  # hashed and written at a time
 Index = tuple[slice, ...]
 
@@ -147,12 +148,15 @@ def _cuts(strip: Index, steps: tuple[int, ...]) -> Iterator[tuple[str, Index]]:
 def _write_piece(path: Path, piece: np.ndarray) -> dict[str, Any]:
     """Write a file of zarr's, hashed block by block while the cache holds it; gives its entry in the manifest."""
     digest = hashlib.sha256()
+    # Of a stack of layers each is one run of memory, all of them are not.
+    layers = piece if piece.ndim > 2 else piece[None]
     with path.open("wb", buffering=0) as file:
-        for start, stop in rows_of(piece.shape, piece.itemsize, BLOCK_BYTES):
-            rows = piece[start:stop] if piece.ndim else piece
-            content = memoryview(np.ascontiguousarray(rows).reshape(-1).view(np.uint8))
-            digest.update(content)
-            write_all(file.fileno(), content)
+        for layer in layers:
+            content = memoryview(np.ascontiguousarray(layer).reshape(-1).view(np.uint8))
+            for start in range(0, len(content), BLOCK_BYTES):
+                block = content[start : start + BLOCK_BYTES]
+                digest.update(block)
+                write_all(file.fileno(), block)
     return {"size": piece.nbytes, "sha256": digest.hexdigest()}
 
 

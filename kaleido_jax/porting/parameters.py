@@ -24,7 +24,7 @@ from kaleido_jax.porting.writing import rows_of
 
 CHUNK_BYTES = 8 << 20  # read, checked and moved at a time: large enough for the disk, small enough for the cache
 STRIP = 32  # rows of a matrix turned at a time, whose lines stay in the first cache: 128 take twice as long
-THREADS = 4
+THREADS = min(4, os.cpu_count() or 1)
 ALIGNMENT = 64
 Index = tuple[slice, ...]
 
