@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value")
     parser.add_argument("--saves", type=int, default=20)
-    parser.add_argument("--every", type=int, default=3, help="steps from one save to where the next could be")
+    parser.add_argument("--every", type=int, default=2, help="steps from one save to where the next could be")
     parser.add_argument("--out", type=Path, help="a folder for the numbers as JSON")
     parser.add_argument("--machine", default="", help="what machine this is and what else it does, for the JSON")
     options = parser.parse_args()
