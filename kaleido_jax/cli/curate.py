@@ -31,6 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("kaleido", "opens2v", "groups", "scenes", "edits"),
         help="write this form as well",
     )
+    parser.add_argument(
+        "--tier", default="pretrain", choices=("pretrain", "sft"), help="of what kaleido and opens2v write (--write)"
+    )
     parser.add_argument("--count", type=int, default=100, help="subjects on audit's page")
     parser.add_argument("--seed", type=int, default=0, help="of audit's choice")
     parser.add_argument("--votes", metavar="FILE", help="what audit's page saved: print shares with intervals and bars")
@@ -82,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
         if form in FORMS:
             print(f"{FORMS[form](output, settings)} {form} in {output / form}")
         else:
-            print(f"{WRITERS[form](output / 'dataset', output / form)} samples in {output / form}")
+            place = output / (form if args.tier == "pretrain" else f"{form}-{args.tier}")
+            print(f"{WRITERS[form](output / 'dataset', place, args.tier)} samples in {place}")
     print(f"{output / 'report.html'} shows what was kept and why not")
     return 0

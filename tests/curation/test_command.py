@@ -1,6 +1,7 @@
 """The command: what it says where something is wrong, and a run from end to end where Beam is installed."""
 
 import importlib.util
+import json
 
 import pytest
 
@@ -42,5 +43,9 @@ def test_a_run_by_beam(config, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "3  size: subjects kept" in printed and "report.html shows" in printed
     assert len(list((tmp_path / "out" / "kaleido" / "videos").iterdir())) == 3
+    dataset = json.loads((tmp_path / "out" / "dataset" / "dataset_info.json").read_text())
+    (strict,) = (split for split in dataset["splits"] if split["name"] == "sft")
+    assert main(["curate", *arguments, "--write", "kaleido", "--tier", "sft"]) == 0
+    assert len(list((tmp_path / "out" / "kaleido-sft" / "videos").iterdir())) == sum(map(int, strict["shardLengths"]))
     assert main(["curate", "audit", "--output", str(tmp_path / "out"), "--count", "2"]) == 0
     assert (tmp_path / "out" / "audit.html").read_text().count("<figure") == 2
