@@ -56,7 +56,7 @@ Row = tuple[str, str, Callable[[np.ndarray], float], Callable[[np.ndarray], floa
 class Official:
     """transformers' models in the shapes that the official code calls: DINO, CLIP, and CLIP's processor."""
 
-    def __init__(self, folder: Path, *, tiny: bool):
+    def __init__(self, folder: Path, picture: np.ndarray, *, tiny: bool):
         self.tiny = tiny
         small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
         dino = small if tiny else _sizes(768)
@@ -73,12 +73,12 @@ class Official:
         self.clip_model = transformers.CLIPModel(config).eval()
         for seed, tower in enumerate(self.clip_model.children()):
             randomise(tower, seed=seed)
-        with torch.no_grad():  # torchmetrics writes 0 for what is less: the text lies on the pictures' side
-            text = self.process(text=[PROMPT])
-            prompt = _features(self.clip_model.get_text_features(**text))
-            if (self.encode_image(torch.zeros(1, 3, 224, 224)) * prompt).sum() < 0:
-                self.clip_model.text_projection.weight *= -1
         self.head = randomise(torch.nn.Linear(512, 1))
+        self._pictures = transformers.CLIPImageProcessorPil()
+        with torch.no_grad():  # torchmetrics writes 0 for a score that is less, which says nothing
+            prompt = _features(self.clip_model.get_text_features(**self.process(text=[PROMPT])))
+            if (self.encode_image(self.process(images=picture)["pixel_values"]) * prompt).sum() < 0:
+                self.clip_model.text_projection.weight *= -1
         for model, name in ((self.dino_model, "dino"), (self.clip_model, "clip")):
             model.save_pretrained(folder / name)
         self.tokenizer = tokenizers.Tokenizer(
@@ -86,7 +86,6 @@ class Official:
         )
         self.tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
         self.tokenizer.save(str(folder / "clip" / "tokenizer.json"))
-        self._pictures = transformers.CLIPImageProcessorPil()
 
     def dino(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.dino_model(pixels).last_hidden_state[:, 0]
@@ -310,7 +309,7 @@ def main() -> int:
     print("|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        official = Official(folder, tiny=arguments.tiny)
+        official = Official(folder, videos[0][0], tiny=arguments.tiny)
         for part in arguments.part or PARTS:
             try:
                 for name, version, ours, theirs in PARTS[part](official, folder):

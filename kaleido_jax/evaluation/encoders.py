@@ -97,7 +97,8 @@ class VisionFeatures:
 def batch_sizes(count: int, most: int, step: int = 1) -> list[int]:
     """The sizes of batches for `count` things, of which the last may have places left.
 
-    They are `step` times powers of two, up to `most`, so that few programs are compiled; few places stay empty.
+    They are `step` times powers of two, up to `most`, so that few programs are compiled and few places stay empty. One
+    that would be left alone comes along: videos have 4 n + 1 frames, and a batch of one is slow.
     """
     sizes, size = [], step
     while 2 * size <= most:
@@ -105,8 +106,9 @@ def batch_sizes(count: int, most: int, step: int = 1) -> list[int]:
     while count > 0:
         while size > step and 8 * count < 7 * size:  # at most an eighth is empty
             size //= 2
-        sizes.append(size)
-        count -= size
+        whole = size + (step == 1 and count - size == 1)
+        sizes.append(whole)
+        count -= whole
     return sizes
 
 
