@@ -1,6 +1,7 @@
 """Training on several samples in a sequence: the same loss and gradient as of the samples one by one."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,8 @@ from kaleido_jax.data.latents import LatentCache, Sample
 from kaleido_jax.diffusion import flow
 from kaleido_jax.methods.method import total_of
 from kaleido_jax.training import optimizer, step
+from kaleido_jax.training.loop import Training
+from kaleido_jax.training.metrics import Metrics
 from kaleido_jax.training.sources import CachedSource, PackedSource
 from kaleido_jax.training.state import Packed, create
 
@@ -47,6 +50,16 @@ def source(prepared):
     return PackedSource(CachedSource(Shapes(), prepared.tokenizer, data, 2, 0))
 
 
+@pytest.fixture(scope="module")
+def batch(source):
+    """Three samples in each of two sequences, one of the large shape and two of the small one."""
+    large, small = (
+        next(b for b in map(source.batch, range(4)) if b.parts[0].video.shape[1:4] == shape) for shape in SHAPES
+    )
+    on = lambda i, part: dataclasses.replace(part, indices=part.indices + np.int32(2 * i))
+    return Packed(parts=(large.parts[0], *(on(1, part) for part in small.parts)))
+
+
 def test_every_sample_is_in_one_sequence_of_an_epoch(source):
     assert source.batches_per_epoch == 4  # two batches of the large shape, and four of the small one in twos
     unpacked = dataclasses.replace(source.source, config=dataclasses.replace(source.source.config, packed=False))
@@ -66,18 +79,13 @@ def test_every_sample_is_in_one_sequence_of_an_epoch(source):
     jax.tree.map(np.testing.assert_array_equal, once, again)
 
 
-def test_loss_and_gradient_are_those_of_the_samples_one_by_one(prepared, source):
+def test_loss_and_gradient_are_those_of_the_samples_one_by_one(prepared, batch):
     """A step on three samples a row, of both shapes; moments after it, because they are made of the gradient.
 
     float32: sums in another order; measured 4e-7 of the largest.
     """
-    large, small = (
-        next(b for b in map(source.batch, range(4)) if b.parts[0].video.shape[1:4] == shape) for shape in SHAPES
-    )
-    on = lambda i, part: dataclasses.replace(part, indices=part.indices + np.int32(2 * i))
-    batch = Packed(parts=(large.parts[0], *(on(1, part) for part in small.parts)))
     random = np.random.default_rng(0)
-    weights = {part: dict(leaves) for part, leaves in prepared.initial.parameters.items()}
+    weights = jax.tree.map(jnp.copy, prepared.initial.parameters)  # the step's own, which donates them
     head = jnp.asarray(0.1 * random.normal(size=(24, 16)), jnp.float32)  # starts at zero, which hides all else
     weights["transformer"]["head.projection.kernel"] = head
     state = create(prepared.experiment.optimizer, weights)
@@ -107,6 +115,20 @@ def test_loss_and_gradient_are_those_of_the_samples_one_by_one(prepared, source)
     np.testing.assert_allclose(values["loss"], loss, rtol=1e-6)
     for one, other in zip(jax.tree.leaves(after.moments), jax.tree.leaves(moments), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5 * float(np.abs(other).max()))
+
+
+def test_a_run_trains_on_sequences_and_counts_samples(prepared, batch, tmp_path):
+    data = dataclasses.replace(prepared.experiment.data, packed=True)
+    sizes = dataclasses.replace(prepared.experiment.train, batch=2)
+    run = prepared.with_experiment(dataclasses.replace(prepared.experiment, data=data, train=sizes), tmp_path)
+    with Metrics(tmp_path / "metrics.jsonl", step=0) as metrics:
+        training = Training(run, run.restore()[0], 0.0, metrics)
+        assert isinstance(training.source, PackedSource) and isinstance(training.heldout, CachedSource)
+        training.advance(batch)
+        assert training.write_down()
+    line = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert np.isfinite(line["loss"]) and line["mfu"] > 0
+    assert line["samples_per_second"] == pytest.approx(6 * line["steps_per_second"])
 
 
 def test_what_cannot_be_packed(experiment):
