@@ -159,6 +159,17 @@ def test_links_lead_somewhere(path: pathlib.Path):
     assert not missing, f"{path.name} points at {missing}"
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_tests_that_are_named_exist(path: pathlib.Path):
+    """What the README's tables call proof is there, under that name."""
+    named = set(re.findall(r"\b(test_\w+)", path.read_text()))
+    files = list((ROOT / "tests").rglob("test_*.py"))
+    there = {file.stem for file in files} | {
+        name for file in files for name in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)
+    }
+    assert named <= there, f"{path.name} names {sorted(named - there)}"
+
+
 def test_the_map_names_every_room():
     text = (ROOT / "BUILD.md").read_text()
     rooms = [path.name for path in (ROOT / "kaleido_jax").iterdir() if path.suffix == ".py" or path.is_dir()]

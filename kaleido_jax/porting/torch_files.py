@@ -1,6 +1,8 @@
 """PyTorch's own .pth and .pt files. The one place that loads them, with the weights-only loader of the torch extra."""
 
 import os
+import re
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -28,10 +30,11 @@ class TorchFile:
         if not self.path.is_file():
             raise refused(path, ["is not a regular file" if self.path.exists() else "does not exist"])
         try:
-            document = torch.load(self.path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(self.path))
+            with warnings.catch_warnings(action="ignore"):  # of pickles that it goes on to refuse
+                mapped = zipfile.is_zipfile(self.path)
+                document = torch.load(self.path, map_location="cpu", weights_only=True, mmap=mapped)
         except Exception as error:  # the loader raises many kinds of errors for files that it does not like
-            sentence = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise refused(path, [f"is refused by PyTorch's weights-only loader: {sentence}"]) from error
+            raise refused(path, [f"is refused by PyTorch's weights-only loader: {_reason(error)}"]) from error
         self._tensors = _weights(self.path, document, torch)
         self._dtypes = {_dtype(torch, dtype): dtype for dtype in DTYPES.values()}
         problems = [
@@ -66,6 +69,17 @@ def save(path: Path, safetensors_path: Path, *, wrapper: str = "") -> None:
     torch = _torch()
     tensors = safetensors.torch.load_file(str(safetensors_path))
     torch.save({wrapper: tensors} if wrapper else tensors, str(path))
+
+
+def _reason(error: Exception) -> str:
+    """What the loader met, without its advice to load the file by means that run what stands in it."""
+    named = re.search(r"unsupported (?:global: )?GLOBAL ([\w.]+)", str(error), re.IGNORECASE)
+    if named:
+        return f"it holds {named[1].rstrip('.')}, which is no part of a tensor"
+    if "Weights only load failed" in str(error):
+        return "it holds something that is no tensor"
+    sentence = next(iter(str(error).splitlines()), "")
+    return f"it is damaged, or no file of PyTorch's ({type(error).__name__}: {sentence})"
 
 
 def _torch() -> Any:
