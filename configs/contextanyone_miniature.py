@@ -9,7 +9,8 @@ the two new branches start at nothing,
         start_from=kaleido_jax/weights/miniature optimizer.learning_rate=5e-4
 
 The paper has one reference; samples of this world have up to three, and all of them are taken.
-The image branch reads the patches of the reference's own latents, since no image encoder is trained on this world.
+The image branch reads the patches of the reference's own latents (2 x 2 of 12 channels), since no image encoder is
+trained on this world.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from kaleido_jax.training.optimizer import OptimizerConfig
 
 
 def config() -> Experiment:
-    transformer = dataclasses.replace(WanConfig.miniature(), image_dim=108, emphasis=True)
+    transformer = dataclasses.replace(WanConfig.miniature(), image_dim=48, emphasis=True)
     return Experiment(
         name="contextanyone-miniature",
         method="contextanyone",

@@ -4,7 +4,7 @@
     kaleido train configs/miniature.py --workdir runs/miniature start_from=runs/pictures/model
 
 (The first line when that run is over; it is the first stage, and can be left out at a price that its docstring gives.)
-Nine latent frames of 12 x 12, three by three to a token, make 144 video tokens, and 16 more for each of up to three
+Nine latent frames of 12 x 12, two by two to a token, make 324 video tokens, and 36 more for each of up to three
 references. The first start encodes `data.samples` samples with the frozen VAE; with a GPU, skip that and compute in
 bfloat16:
 
@@ -16,19 +16,21 @@ with four frames a latent and no emphasis of subjects, then 14 minutes from ther
 
     python tools/turn_latents.py runs/vae runs/vae-turned
 
-The rest in several runs, since each taught something that changed the next. About 9,800 steps of earlier versions on
-videos (first one that predicted the velocity, in which the text path died; then, with the text path of another network,
-one that predicts the clean latent; then Muon instead of AdamW) made the right scenes, and subjects that were patches of
-their references' colours. Then, from there, 762 steps on pictures (configs/miniature_pictures.py, whose docstring says
-what they did), and 2,900 on videos:
+The rest in several runs, since each taught something that changed the next. Tokens were three by three at first: about
+9,800 steps of earlier versions on videos (first one that predicted the velocity, in which the text path died; then,
+with the text path of another network, one that predicts the clean latent; then Muon instead of AdamW) made the right
+scenes, and subjects that were patches of their references' colours; 762 steps on pictures and 2,900 on videos after
+them made these patches follow the references (16 % right of 16). Then tokens of two by two: from there the first 676
+steps on pictures (configs/miniature_pictures.py, whose docstring says what they did) and 70 minutes on videos:
 
-    kaleido train configs/miniature_pictures.py --workdir runs/pictures vae=runs/vae-turned start_from=runs/before/model
-    kaleido train configs/miniature_pictures.py --workdir runs/pictures vae=runs/vae-turned \
-        start_from=runs/before/model --export runs/pictures/model
+    python tools/finer_patches.py runs/before/model runs/finer --patch 1,2,2
+    kaleido train configs/miniature_pictures.py --workdir runs/pictures vae=runs/vae-turned start_from=runs/finer
+    kaleido train configs/miniature_pictures.py --workdir runs/pictures vae=runs/vae-turned start_from=runs/finer \
+        --export runs/pictures/model
     kaleido train configs/miniature.py --workdir runs/miniature vae=runs/vae-turned start_from=runs/pictures/model \
-        data.samples=5888 train.keep=everything train.steps=2900
+        data.samples=5888 train.keep=everything train.minutes=70
     kaleido train configs/miniature.py --workdir runs/miniature vae=runs/vae-turned start_from=runs/pictures/model \
-        data.samples=5888 train.keep=everything train.steps=2900 --export model --dtype int8
+        data.samples=5888 train.keep=everything train.minutes=70 --export model --dtype int8
 """
 
 from kaleido_jax.models.text import UMT5Config
