@@ -128,7 +128,7 @@ def test_a_run_trains_on_sequences_and_counts_samples(prepared, batch, tmp_path)
         assert training.write_down()
     line = json.loads((tmp_path / "metrics.jsonl").read_text())
     assert np.isfinite(line["loss"]) and line["mfu"] > 0
-    assert line["samples_per_second"] == pytest.approx(6 * line["steps_per_second"])
+    assert line["samples_per_second"] == pytest.approx(6 * line["steps_per_second"], rel=1e-4)  # both are rounded
 
 
 def test_what_cannot_be_packed(experiment):
