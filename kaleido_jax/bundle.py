@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 from kaleido_jax import porting
 from kaleido_jax.config import from_json, to_json
 from kaleido_jax.errors import InputError, StorageError
+from kaleido_jax.models.layers import rounded
 from kaleido_jax.models.text import Tokenizer, UMT5Config, UMT5Encoder
 from kaleido_jax.models.vae import VAEConfig, WanVAE
 from kaleido_jax.models.vision import VisionConfig, VisionEncoder
@@ -219,9 +220,7 @@ def save_parameters(path: str | Path, values: Mapping[str, AnyArray], *, dtype: 
     for name, value in values.items():
         array = np.asarray(value, np.float32)
         if dtype == "int8" and array.ndim > 1 and array.shape[-2] >= 16:
-            scale = np.maximum(np.abs(array).max(axis=-2, keepdims=True), 1e-12) / 127.0
-            stored[name] = np.ascontiguousarray(np.round(array / scale).astype(np.int8))
-            stored[name + SCALE] = np.ascontiguousarray(scale.astype(np.float32))
+            stored[name], stored[name + SCALE] = map(np.ascontiguousarray, rounded(array, axis=-2))
         else:
             stored[name] = np.ascontiguousarray(array.astype("float16" if dtype == "int8" else dtype))
     safetensors.numpy.save_file(stored, str(path), metadata={"format": "kaleido_jax"})

@@ -24,6 +24,7 @@ from kaleido_jax.diffusion import guidance
 from kaleido_jax.layout import Grid, TokenLayout, unpatchify
 from kaleido_jax.masks import TokenMask
 from kaleido_jax.methods.method import Condition, Method, Network
+from kaleido_jax.models.layers import rounded
 from kaleido_jax.models.mmdit import MMDiTConfig
 from kaleido_jax.models.wan import WanConfig
 from kaleido_jax.rope import apply_rotary
@@ -73,19 +74,15 @@ class Int8KeyValues:
     @classmethod
     def of(cls, kept: KeyValues) -> "Int8KeyValues":
         """`kept`, rounded."""
-        (keys, key_scales), (values, value_scales) = _rounded(kept.keys), _rounded(kept.values)
+        (keys, key_scales), (values, value_scales) = (
+            rounded(x.astype(jnp.float32), axis=-1) for x in (kept.keys, kept.values)
+        )
         return cls(keys, values, key_scales, value_scales)
 
     def whole(self, dtype: Any) -> KeyValues:
         """As numbers of this dtype; one layer at a time, so that all of them never exist at once."""
         number = lambda x, scale: (x.astype(jnp.float32) * scale).astype(dtype)
         return KeyValues(number(self.keys, self.key_scales), number(self.values, self.value_scales))
-
-
-def _rounded(x: Float[Array, "... d"]) -> tuple[Int8[Array, "... d"], Float[Array, "... 1"]]:
-    x = x.astype(jnp.float32)
-    scale = jnp.maximum(jnp.abs(x).max(axis=-1, keepdims=True), 1e-12) / 127.0
-    return jnp.round(x / scale).astype(jnp.int8), scale
 
 
 Kept = KeyValues | Int8KeyValues

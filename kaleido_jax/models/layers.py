@@ -14,6 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from kaleido_jax.attention.reference import ATTENTION_NAME
+from kaleido_jax.typing import AnyArray
 
 Remat = bool | Callable[..., bool]
 
@@ -107,6 +108,15 @@ def time_frequencies(time: Float[Array, "*rows"], size: int) -> Float[Array, "*r
     frequencies = np.exp(-math.log(10000.0) * np.arange(half) / half).astype(np.float32)
     angles = time[..., None] * jnp.expand_dims(jnp.asarray(frequencies), range(time.ndim))
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def rounded(x: AnyArray, axis: int) -> tuple[AnyArray, AnyArray]:
+    """float32 numbers as int8 up to 127, and the scale of each line along `axis` that makes them what they were.
+
+    Takes and gives arrays of numpy's or of jax's.
+    """
+    scale = abs(x).max(axis=axis, keepdims=True).clip(1e-12) / 127.0
+    return (x / scale).round().astype("int8"), scale
 
 
 class LowRank(nnx.Module):

@@ -17,7 +17,7 @@ from flax import nnx
 
 from kaleido_jax.bundle import abstract
 from kaleido_jax.errors import UsageError
-from kaleido_jax.models.layers import Linear, LowRank
+from kaleido_jax.models.layers import Linear, LowRank, rounded
 from kaleido_jax.models.wan import WanConfig, WanTransformer
 from kaleido_jax.porting.lora import Lora
 from kaleido_jax.typing import Array
@@ -116,9 +116,7 @@ def int8(values: Mapping[str, Any]) -> dict[str, Any]:
     """The transformer's weights with the blocks' kernels as whole numbers up to 127, and a scale of each output."""
     made = dict(values)
     for name in filter(_KERNEL.fullmatch, values):
-        kernel = values[name].astype(jnp.float32)
-        scale = jnp.maximum(jnp.abs(kernel).max(axis=1, keepdims=True), 1e-12) / 127.0
-        made[name] = jnp.round(kernel / scale).astype(jnp.int8)
+        made[name], scale = rounded(values[name].astype(jnp.float32), axis=1)
         made[name.removesuffix("kernel") + "int8_scale"] = scale
     return dict(sorted(made.items()))
 
